@@ -1,0 +1,103 @@
+"""The exceptions of Secateurs.
+
+```
+SecateursError
+├── TraceError        the model could not be run or understood
+├── ScoreError        a criterion could not be computed
+├── PlanError         a plan does not fit, or cannot be made
+│   └── BudgetError   no plan meets the budget
+├── ApplyError        the surgery was refused; the model is as it was
+├── VerifyError       the smaller model does not compute what it should
+├── DataError         a data set is missing, empty or inconsistent
+├── ModelError        a model cannot be built or its weights do not fit
+├── RunError          a run directory is missing, foreign or damaged
+├── TrainingError     training diverged
+└── UnknownNameError  a name that nothing is registered under
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateursError(Exception):
+    """Base of every error that Secateurs raises on purpose.
+
+    Args:
+        message: What is wrong, with names and values, in one sentence.
+        where: The place: a parameter, a file, a line of the model's source.
+        fix: What to do about it, as code or a command that the reader can paste.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class TraceError(SecateursError):
+    """The model could not be run on its example inputs, or its operators not be followed."""
+
+
+class ScoreError(SecateursError):
+    """A criterion could not be computed."""
+
+
+class PlanError(SecateursError):
+    """A plan does not fit the model, or cannot be made."""
+
+
+class BudgetError(PlanError):
+    """No plan meets the budget; the message says how far one can go."""
+
+
+class ApplyError(SecateursError):
+    """The surgery was refused; the model given is unchanged."""
+
+
+class VerifyError(SecateursError):
+    """The smaller model's output differs from the silenced original's."""
+
+
+class DataError(SecateursError):
+    """A data set is missing, empty or inconsistent."""
+
+
+class ModelError(SecateursError):
+    """A model cannot be built, or its weights do not fit it."""
+
+
+class RunError(SecateursError):
+    """A run directory is missing, foreign or damaged."""
+
+
+class TrainingError(SecateursError):
+    """Training diverged or could not go on."""
+
+
+class UnknownNameError(SecateursError):
+    """A name that nothing is registered under.
+
+    Args:
+        kind: What was looked up, such as ``"criterion"``.
+        name: The name that was not found.
+        known: Every name that would have been.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown {kind} {name!r}{hint}", fix=f"use one of: {', '.join(names)}")
+        self.name = name

@@ -1,0 +1,63 @@
+"""What can be cut out of a model: labels, operator rules, groups, cost and the dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateurs.errors import TraceError
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.cost import Cost
+from secateurs.graph.dry_run import prove, shapes_of
+from secateurs.graph.groups import Graph, Group, GroupBuilder, Locked, Slice
+from secateurs.graph.rules import find_rule, rule
+from secateurs.graph.tracing import Inputs, Tracer, empty_copy
+
+__all__ = ["Cost", "Graph", "Group", "Inputs", "Locked", "Slice", "Tracer", "find_rule", "rule", "trace"]
+
+
+def trace(model: nn.Module, inputs: Inputs) -> Graph:
+    """The groups of units that can be cut out of a model, with all that must go with each.
+
+    The model's own ``forward`` runs once on tensors without data, and every operator says what it does to
+    the labels of its arguments; then a dry run proves that the model can follow the cuts. No weight is
+    read, no activation allocated, and the model is left as it was.
+
+    Args:
+        model: Any module, in the mode (train or eval) that you will use it in; eval is usual.
+        inputs: Example inputs: a tensor, a sequence of positional arguments or a mapping of keyword
+            arguments. Only shapes and dtypes matter. The cost is stated per sample of the first dimension.
+
+    Returns:
+        The graph: groups, locked dimensions with reasons, and the cost of any cut.
+
+    Raises:
+        TraceError: The model could not be run on these inputs.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+        >>> trace(net, torch.zeros(1, 3, 8, 8)).groups
+        (Group('0', channel, 8 units, 3 slices),)
+    """
+    tensors = tensors_of(model)
+    tracer = Tracer(find_rule)
+    try:
+        tracer.trace(empty_copy(model), inputs)
+    except Exception as error:
+        raise TraceError(
+            f"the model {type(model).__name__} could not be run on the example inputs: {type(error).__name__}: {error}",
+            fix="check that model(inputs) runs, and that its forward reads no values of tensors",
+        ) from error
+    builder = GroupBuilder(tracer, shapes_of(tensors), batch_size(inputs))
+    return prove(model, inputs, builder, tracer.passes)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Samples in a set of example inputs: the first dimension of the first tensor, 1 where there is none."""
+    values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
+    first = next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)), None)
+    return int(first.shape[0]) if first is not None and first.dim() > 1 and first.shape[0] > 0 else 1

@@ -1,0 +1,239 @@
+"""The dry run: a cut is tried on tensors without data, and every operator must give the length predicted.
+
+The trace knows the lengths that every operator's results will have after any cut. So the dry run needs no
+bisection: it applies a cut to an empty copy of the model, runs it, compares each result with the
+prediction, and at the first difference knows the operator, the line of source and the groups involved. It then goes on with
+the predicted shape, so that one run finds every fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.graph.groups import Graph, GroupBuilder, Indices, group_names, removed_places
+from secateurs.graph.integers import set_integer
+from secateurs.graph.labels import Dim
+from secateurs.graph.tracing import (
+    Inputs,
+    MetaMode,
+    Pass,
+    Record,
+    call_model,
+    empty_copy,
+    plain_kernels,
+    results_of,
+    source_line,
+    to_meta,
+)
+
+_MOST_ROUNDS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A place where the model cannot follow a cut.
+
+    Args:
+        groups: Names of the groups to blame.
+        reason: What happened, in words.
+        where: The line of the model's source.
+    """
+
+    groups: tuple[str, ...]
+    reason: str
+    where: str
+
+
+def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Sequence[Pass]) -> Graph:
+    """The graph with every group locked that the model's own forward cannot follow.
+
+    Args:
+        model: The model; it is read only.
+        inputs: The example inputs of the trace.
+        builder: Makes the graph of what is not locked.
+        passes: The operator calls of each pass of the trace.
+
+    Returns:
+        A graph whose groups passed a dry run in which every one of them lost about half of its units.
+    """
+    for _ in range(_MOST_ROUNDS):
+        graph = builder.build()
+        if not graph.groups:
+            return graph
+        gone = graph.mask(_trial(graph))
+        faults = [fault for each in passes for fault in dry_run(model, inputs, graph, builder, each, gone)]
+        if not faults:
+            return graph
+        for fault in faults:
+            for name in fault.groups:
+                builder.lock(graph.by_name[name], fault.reason, fault.where)
+    for group in graph.groups:
+        builder.lock(group, "no cut of this model passed a dry run", "")
+    return builder.build()
+
+
+def _trial(graph: Graph) -> dict[str, Indices]:
+    """About half of every group, by counts that differ, so that no fault hides behind equal lengths."""
+    trial = {}
+    for place, group in enumerate(graph.groups):
+        count = group.size // 2 + (place % 3 - 1 if group.size > 5 else 0)
+        trial[group.name] = np.arange(max(1, min(count, group.size - 1)))
+    return trial
+
+
+def dry_run(
+    model: nn.Module,
+    inputs: Inputs,
+    graph: Graph,
+    builder: GroupBuilder,
+    each: Pass,
+    gone: Any,
+) -> list[Fault]:
+    """Run the model without data as if the units in the mask were gone; where it cannot follow."""
+    shapes = cut_shapes(graph, gone)
+    trial = empty_copy(model, shapes)
+    if trial.training != each.training:
+        trial.train(each.training)
+    for tie in graph.ties:
+        kept = tie.value - int(removed_places(tie.units, gone, tie.value).sum())
+        set_integer(trial, tie.module, tie.attribute, tie.position, kept)
+    mode = _Comparison(graph, builder, each.records, gone)
+    empty_inputs = to_meta(inputs)
+    try:
+        with plain_kernels(), mode:
+            call_model(trial, empty_inputs)
+    except Exception as error:
+        mode.fault_outside(error)
+    return mode.faults
+
+
+def cut_shapes(graph: Graph, gone: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters and buffers that a cut changes."""
+    shapes: dict[str, list[int]] = {}
+    for name, dim, units in graph.axes:
+        shape = shapes.setdefault(name, list(graph.parameters[name]))
+        shape[dim] -= int(removed_places(units, gone, shape[dim]).sum())
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+class _Comparison(MetaMode):
+    """Compares every operator's result with the prediction, and goes on with the prediction."""
+
+    def __init__(self, graph: Graph, builder: GroupBuilder, records: Sequence[Record], gone: Any) -> None:
+        super().__init__()
+        self._graph, self._builder, self._records, self._gone = graph, builder, records, gone
+        self._lengths: dict[tuple[int, ...], int] = {}
+        self._next = 0
+        self.faults: list[Fault] = []
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator and check the shapes of its results."""
+        if self._next >= len(self._records) or self._records[self._next].operator is not func:
+            raise RuntimeError(f"the model takes another path after the cut, at {func}")
+        record = self._records[self._next]
+        self._next += 1
+        wanted = [[self._length(dim) for dim in result] for result in record.outputs]
+        try:
+            out = func(*args, **kwargs)
+        except Exception as error:
+            self._blame(record, wanted, args, None, error)
+            return self._stand_in(record, wanted)
+        got = [list(result.shape) for result in results_of(out)]
+        if got == wanted:
+            return out
+        self._blame(record, wanted, args, got, None)
+        return self._stand_in(record, wanted)
+
+    def fault_outside(self, error: Exception) -> None:
+        """An exception in the model's own code, between two operators."""
+        for record in reversed(self._records[: self._next + 1]):
+            names = self._changed([*record.inputs, *(dim for dims in record.outputs for dim in dims)])
+            if names:
+                self.faults.append(Fault(tuple(names), f"forward raised {_brief(error)} after the cut", _raised_at(error)))
+                return
+        names = [group.name for group in self._graph.groups]
+        self.faults.append(Fault(tuple(names), f"forward raised {_brief(error)} after the cut", _raised_at(error)))
+
+    def _length(self, dim: Dim) -> int:
+        if not dim.factors:
+            return dim.size
+        key = tuple(id(factor) for factor in dim.factors)
+        if key not in self._lengths:
+            places = removed_places(self._builder.unit_factors(dim), self._gone, dim.size)
+            self._lengths[key] = dim.size - int(places.sum())
+        return self._lengths[key]
+
+    def _stand_in(self, record: Record, shapes: Sequence[Sequence[int]]) -> Any:
+        made = [
+            torch.empty(tuple(shape), dtype=dtype, device="meta")
+            for shape, dtype in zip(shapes, record.dtypes, strict=True)
+        ]
+        return made[0] if record.is_single else made
+
+    def _changed(self, dims: Sequence[Dim]) -> list[str]:
+        factors = [factor for dim in dims if self._length(dim) != dim.size for factor in self._builder.unit_factors(dim)]
+        return group_names(self._graph.groups, factors)
+
+    def _blame(
+        self,
+        record: Record,
+        wanted: Sequence[Sequence[int]],
+        args: tuple[Any, ...],
+        got: Sequence[Sequence[int]] | None,
+        error: Exception | None,
+    ) -> None:
+        """Blame the dimensions whose old length is asked for still; else all that take part."""
+        stated = got if got is not None else [_stated(args)] * len(wanted)
+        literal = [
+            dim
+            for dims, new, asked in zip(record.outputs, wanted, stated, strict=False)
+            if len(dims) == len(asked)
+            for dim, length, ask in zip(dims, new, asked, strict=True)
+            if length != dim.size and ask == dim.size
+        ]
+        if literal:
+            reason = f"{record.operator} is given the fixed length {literal[0].size}"
+            names = self._changed(literal)
+        else:
+            happened = f"raised {_brief(error)}" if error else f"gave shape {got} instead of {list(wanted)}"
+            reason = f"{record.operator} {happened} after the cut"
+            names = self._changed([*record.inputs, *(dim for dims in record.outputs for dim in dims)])
+        if names:
+            self.faults.append(Fault(tuple(names), reason, source_line()))
+        else:
+            raise RuntimeError(reason) from error
+
+
+def _stated(args: tuple[Any, ...]) -> list[int]:
+    """The lengths that a call asks for, where one of its arguments is a shape."""
+    for value in args:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, int) for item in value):
+            return [int(item) for item in value]
+    return []
+
+
+def _brief(error: BaseException | None) -> str:
+    text = str(error).split("\n", 1)[0]
+    return f"{type(error).__name__}: {text[:120]}"
+
+
+def _raised_at(error: BaseException) -> str:
+    trace = error.__traceback__
+    line = ""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if not module.startswith(("torch", "secateurs.")) or module.startswith("torchvision"):
+            line = f"{module.replace('.', '/')}.py:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+        trace = trace.tb_next
+    return line
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of named tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,0 +1,448 @@
+"""From labels to units and groups: what can be cut, what goes with it, and what is locked and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from secateurs.graph.cost import Cost, CostModel
+from secateurs.graph.labels import LOCKED, Dim, Labels
+from secateurs.graph.tracing import ParameterDim, Record, Tracer
+
+Role: TypeAlias = Literal["producer", "carrier", "consumer"]
+Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim"]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Removed: TypeAlias = Mapping[str, Sequence[int]]
+NO_UNIT = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """Where the units of a group live in one dimension of one parameter.
+
+    Args:
+        parameter: Name of the parameter or buffer.
+        dim: The dimension.
+        role: ``producer`` makes the units' values, ``carrier`` holds per-unit values (bias, norm),
+            ``consumer`` sums over the units.
+        indices: ``(units, count)``; row ``u`` holds the places of unit ``u``.
+    """
+
+    parameter: str
+    dim: int
+    role: Role
+    indices: Indices
+
+    def __repr__(self) -> str:
+        units, count = self.indices.shape
+        return f"Slice({self.parameter!r}, dim={self.dim}, {self.role}, {units} units x {count})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """Units of one kind that stand side by side, such as the filters of a convolution.
+
+    Args:
+        name: Path of the first module that produces the units.
+        kind: What one unit is.
+        size: Number of units.
+        slices: Where the units live.
+        first: Number of the first unit among all units of the graph.
+        crosses: Names of groups that cut the same dimensions in another direction (heads and head dimensions).
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    slices: tuple[Slice, ...]
+    first: int
+    crosses: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}, {self.kind}, {self.size} units, {len(self.slices)} slices)"
+
+    def by_role(self, role: Role) -> tuple[Slice, ...]:
+        """The slices of one role."""
+        return tuple(part for part in self.slices if part.role == role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """A parameter dimension that keeps its length.
+
+    Args:
+        name: Path of the module.
+        parameter: Name of the parameter or buffer.
+        dim: The dimension.
+        size: Its length.
+        reason: Why, in words.
+        source: The line of the model's source where it happened, if known.
+    """
+
+    name: str
+    parameter: str
+    dim: int
+    size: int
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SizeTie:
+    """A Python integer in a module's attribute that must follow the length of a dimension."""
+
+    module: str
+    attribute: str
+    position: int | None
+    value: int
+    units: tuple[Indices, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UnitRead:
+    """A torch function call in which weights read the activations of units.
+
+    Args:
+        call: Number of the call in the forward pass.
+        argument: Position of the activation among the call's tensors.
+        dim: The activation's dimension that holds units.
+        units: For each index of that dimension its unit's number, `NO_UNIT` where there is none.
+    """
+
+    call: int
+    argument: int
+    dim: int
+    units: Indices
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Graph:
+    """What can be cut out of a model, and what goes with it.
+
+    Args:
+        groups: The groups of units, in the order of the model's parameters.
+        locked: Parameter dimensions that keep their length, with reasons.
+        fingerprint: Hash of the names and shapes of all parameters and buffers.
+        parameters: Names and shapes of all parameters and buffers.
+    """
+
+    groups: tuple[Group, ...]
+    locked: tuple[Locked, ...]
+    fingerprint: str
+    parameters: Mapping[str, tuple[int, ...]]
+    units: int
+    ties: tuple[SizeTie, ...] = field(repr=False)
+    reads: tuple[UnitRead, ...] = field(repr=False)
+    mixed_units: Indices = field(repr=False)
+    mixers: Mapping[str, str] = field(repr=False)
+    axes: tuple[tuple[str, int, tuple[Indices, ...]], ...] = field(repr=False)
+    costs: CostModel = field(repr=False)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """The groups by name."""
+        return {group.name: group for group in self.groups}
+
+    def mask(self, removed: Removed) -> npt.NDArray[np.bool_]:
+        """A mask over all units of the graph, True where a unit is removed.
+
+        Args:
+            removed: Indices of the removed units by group name.
+        """
+        gone = np.zeros(self.units + 1, np.bool_)  # the last entry is NO_UNIT, never removed
+        for name, indices in removed.items():
+            gone[self.by_name[name].first + np.asarray(indices, np.int64)] = True
+        gone[NO_UNIT] = False
+        return gone
+
+    def cost(self, removed: Removed | None = None) -> Cost:
+        """Parameters and multiply-accumulates, in closed form, without building the pruned model.
+
+        Args:
+            removed: Indices of removed units by group name; none for the model as it is.
+        """
+        return self.costs.evaluate(self.mask(removed or {}))
+
+    def group_cost(self, group: Group) -> Cost:
+        """What removing one unit of the group alone saves."""
+        whole, without = self.cost(), self.cost({group.name: [0]})
+        return Cost(params=whole.params - without.params, macs=whole.macs - without.macs)
+
+
+def removed_places(units: Sequence[Indices], gone: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    """Which indices of a dimension are removed: those whose unit in any factor is."""
+    places = np.zeros(size, np.bool_)
+    for factor in units:
+        places |= gone[factor]
+    return places
+
+
+def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
+    """A short hash of names and shapes, the same for every instance of one architecture."""
+    text = ";".join(f"{name}:{tuple(int(n) for n in shape)}" for name, shape in sorted(shapes.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class GroupBuilder:
+    """Turns a finished trace into a `Graph`; can be called again after more labels were locked."""
+
+    def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
+        self._tracer = tracer
+        self._labels: Labels = tracer.labels
+        self._shapes = shapes
+        self._batch = batch
+
+    def build(self) -> Graph:
+        """The graph of what is not locked, without groups that the traced pass never computes."""
+        graph = self._build()
+        idle = [g for g in graph.groups if all(part.parameter in self._tracer.elsewhere for part in g.slices)]
+        for group in idle:
+            self.lock(group, "only the other mode (training or evaluation) uses it", "")
+        return self._build() if idle else graph
+
+    def _build(self) -> Graph:
+        """Collect the units, put those with one signature into a group, and translate the trace."""
+        dims = self._tracer.parameter_dims
+        resolved = [self._labels.resolve(p.labels) for p in dims]
+        self._number(resolved)
+        groups = self._groups(dims, resolved)
+        axes = tuple(
+            (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self._free(self.unit_factors(p.labels))
+        )
+        return Graph(
+            groups=groups,
+            locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self._free(self.unit_factors(p.labels))),
+            fingerprint=fingerprint(self._shapes),
+            parameters=self._shapes,
+            units=self._units,
+            ties=self._ties(),
+            reads=self._reads(),
+            mixed_units=self._mixed(),
+            mixers=self._mixers(groups),
+            axes=axes,
+            costs=self._costs(dims),
+            unknown=dict(self._tracer.unknown),
+        )
+
+    # -- units ------------------------------------------------------------------------------------
+
+    def _number(self, resolved: Sequence[Dim]) -> None:
+        """Give every free label that lives in some parameter a unit number, ordered by group."""
+        labels, places = [], []
+        for number, dim in enumerate(resolved):
+            found = _distinct(dim.factors)
+            labels.append(found)
+            places.append(np.full(len(found), number, np.int64))
+        flat = np.concatenate(labels) if labels else np.empty(0, np.int64)
+        where = np.concatenate(places) if places else np.empty(0, np.int64)
+        free = flat != LOCKED
+        atoms, inverse = np.unique(flat[free], return_inverse=True)
+        signature = _signatures(inverse, where[free], len(atoms), len(resolved))
+        first_seen = np.full(len(atoms), len(flat), np.int64)
+        np.minimum.at(first_seen, inverse, np.flatnonzero(free))
+        kinds, group_of = np.unique(signature, return_inverse=True, axis=0)
+        opening = np.full(len(kinds), len(flat), np.int64)
+        np.minimum.at(opening, group_of, first_seen)
+        counts = np.bincount(group_of, minlength=len(kinds))
+        cuttable = counts[group_of] > 1  # a group of one unit cannot lose it
+        order = np.lexsort((first_seen, opening[group_of]))
+        order = order[cuttable[order]]
+        self._units = len(order)
+        self._unit_of = np.full(len(self._labels), NO_UNIT, np.int64)
+        self._unit_of[atoms[order]] = np.arange(self._units)
+        self._unit_group = np.unique(opening[group_of[order]], return_inverse=True)[1]
+        self._atoms = atoms[order]
+
+    def unit_factors(self, dim: Dim) -> tuple[Indices, ...]:
+        """A dimension's factors as unit numbers, for dimensions of any tensor of the trace."""
+        return tuple(f for f in (self._unit_of_labels(a) for a in self._labels.resolve(dim).factors) if self._free((f,)))
+
+    def _unit_of_labels(self, atoms: Indices) -> Indices:
+        inside = atoms < len(self._unit_of)
+        return np.where(inside, self._unit_of[np.where(inside, atoms, 0)], NO_UNIT)
+
+    def lock(self, group: Group, reason: str, where: str) -> None:
+        """Lock a group for a reason found after the trace; it is gone at the next `build`."""
+        self._labels.reasons.append((reason, where))
+        atoms = self._atoms[group.first : group.first + group.size]
+        self._labels.lock_labels(atoms, len(self._labels.reasons) - 1)
+
+    @staticmethod
+    def _free(factors: Sequence[Indices]) -> bool:
+        return any(bool((factor != NO_UNIT).any()) for factor in factors)
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    def _groups(self, dims: Sequence[ParameterDim], resolved: Sequence[Dim]) -> tuple[Group, ...]:
+        sizes = np.bincount(self._unit_group) if self._units else np.empty(0, np.int64)
+        firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if self._units else np.empty(0, np.int64)
+        slices: list[list[Slice]] = [[] for _ in sizes]
+        crossing: list[set[int]] = [set() for _ in sizes]
+        for number, place in enumerate(dims):
+            factors = self.unit_factors(place.labels)
+            for group, indices in self._by_group(factors, sizes):
+                slices[group].append(
+                    Slice(parameter=place.parameter, dim=place.dim, role=self._role(number), indices=indices)
+                )
+            for one, other in _crossings(factors, self._unit_group):
+                crossing[one].add(other)
+                crossing[other].add(one)
+        names = _unique_names([_group_name(parts) for parts in slices])
+        return tuple(
+            Group(
+                name=names[g],
+                kind=self._kind(slices[g], bool(crossing[g])),
+                size=int(sizes[g]),
+                slices=tuple(slices[g]),
+                first=int(firsts[g]),
+                crosses=tuple(names[other] for other in sorted(crossing[g])),
+            )
+            for g in range(len(sizes))
+        )
+
+    def _by_group(self, factors: Sequence[Indices], sizes: Indices) -> list[tuple[int, Indices]]:
+        """For each group in a dimension the places of its units, ``(units, count)``."""
+        if not factors:
+            return []
+        pairs = [np.stack([factor, np.arange(len(factor))])[:, factor != NO_UNIT] for factor in factors]
+        units, places = pairs[0] if len(pairs) == 1 else np.unique(np.concatenate(pairs, axis=1), axis=1)
+        order = np.argsort(units, kind="stable")
+        places, groups = places[order], self._unit_group[units[order]]
+        return [(int(g), places[groups == g].reshape(int(sizes[g]), -1)) for g in np.unique(groups)]
+
+    def _role(self, number: int) -> Role:
+        roles = self._tracer.roles.get(number, set())
+        return "producer" if "producer" in roles else "consumer" if "consumer" in roles else "carrier"
+
+    def _kind(self, parts: Sequence[Slice], crossed: bool) -> Kind:
+        producers = [part for part in parts if part.role == "producer"] or list(parts)
+        if any(len(self._shapes[part.parameter]) > 2 for part in producers):
+            return "channel"
+        return "neuron"
+
+    # -- the rest of the trace, in unit numbers ----------------------------------------------------
+
+    def _locked(self, place: ParameterDim) -> Locked:
+        reason, source = "it is part of a single unit", ""
+        for factor in place.labels.factors:
+            numbers = np.unique(self._labels.why(factor))
+            if numbers[-1] > 0:
+                reason, source = self._labels.reasons[int(numbers[-1])]
+        module = place.parameter.rpartition(".")[0]
+        return Locked(name=module, parameter=place.parameter, dim=place.dim, size=place.size, reason=reason, source=source)
+
+    def _ties(self) -> tuple[SizeTie, ...]:
+        ties = {}
+        for site in self._tracer.sites:
+            units = self.unit_factors(site.dim)
+            if units:
+                key = (site.module, site.attribute, site.position)
+                ties.setdefault(
+                    key,
+                    SizeTie(module=key[0], attribute=key[1], position=key[2], value=site.value, units=units),
+                )
+        return tuple(ties.values())
+
+    def _reads(self) -> tuple[UnitRead, ...]:
+        found = []
+        for read in self._tracer.reads:
+            wanted = set()
+            for dim in read.contracted:
+                for factor in self.unit_factors(dim):
+                    wanted.update(np.unique(factor).tolist())
+            wanted.discard(NO_UNIT)
+            for axis, dim in enumerate(read.dims):
+                for factor in self.unit_factors(dim):
+                    if wanted.intersection(np.unique(factor).tolist()):
+                        found.append(UnitRead(call=read.call, argument=read.argument, dim=axis, units=factor))
+        return tuple(found)
+
+    def _mixed(self) -> Indices:
+        found = [factor for dim, _ in self._tracer.mixed for factor in self.unit_factors(dim)]
+        units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return units[units != NO_UNIT]
+
+    def _mixers(self, groups: Sequence[Group]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for dim, operator in self._tracer.mixed:
+            for name in group_names(groups, self.unit_factors(dim)):
+                found.setdefault(name, operator)
+        return found
+
+    def _costs(self, dims: Sequence[ParameterDim]) -> CostModel:
+        trainable: dict[str, list[tuple[int, tuple[Indices, ...]]]] = {}
+        for place in dims:
+            trainable.setdefault(place.parameter, []).append((place.size, self.unit_factors(place.labels)))
+        contractions = [
+            (c.multiplier / self._batch, [(d.size, self.unit_factors(d)) for d in c.dims])
+            for c in self._tracer.contractions
+        ]
+        return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
+
+    def predicted(self, record: Record) -> list[list[tuple[int, tuple[Indices, ...]]]]:
+        """The results of an operator call as lengths and unit numbers, for the dry run."""
+        return [[(dim.size, self.unit_factors(dim)) for dim in result] for result in record.outputs]
+
+
+def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.NDArray[np.uint64]:
+    """A 128-bit hash, a row a unit, of the multiset of parameter dimensions that the unit lives in."""
+    weights = np.random.default_rng(0).integers(1, 2**63, size=(dims, 2), dtype=np.uint64)
+    pairs, times = np.unique(np.stack([units, places]), axis=1, return_counts=True)
+    table = np.zeros((count, 2), np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = weights[pairs[1]] * (times.astype(np.uint64)[:, None] * np.uint64(2) + np.uint64(1))
+        for column in (0, 1):
+            np.add.at(table[:, column], pairs[0], mixed[:, column] ^ (mixed[:, column] >> np.uint64(29)))
+    return table
+
+
+def _group_name(parts: Sequence[Slice]) -> str:
+    chosen = next((part for part in parts if part.role == "producer"), parts[0])
+    module, _, leaf = chosen.parameter.rpartition(".")
+    return module if module and leaf in ("weight", "bias") else chosen.parameter
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    used: dict[str, int] = {}
+    result = []
+    for name in names:
+        used[name] = used.get(name, 0) + 1
+        result.append(name if used[name] == 1 else f"{name}#{used[name]}")
+    return result
+
+
+def group_names(groups: Sequence[Group], factors: Sequence[Indices]) -> list[str]:
+    """Names of the groups whose units appear in the given unit-number arrays."""
+    if not factors:
+        return []
+    units = np.unique(np.concatenate(factors))
+    firsts = np.array([group.first for group in groups], np.int64)
+    found = np.unique(np.searchsorted(firsts, units[units != NO_UNIT], "right") - 1)
+    return [groups[place].name for place in found]
+
+
+def _distinct(factors: Sequence[Indices]) -> Indices:
+    """The labels of a dimension, each as often as there are indices that it removes."""
+    if len(factors) < 2:
+        return factors[0] if factors else np.empty(0, np.int64)
+    pairs = np.concatenate([np.stack([factor, np.arange(len(factor))]) for factor in factors], axis=1)
+    distinct: Indices = np.unique(pairs, axis=1)[0]
+    return distinct
+
+
+def _crossings(factors: Sequence[Indices], unit_group: Indices) -> set[tuple[int, int]]:
+    """Pairs of groups that claim the same indices of a dimension."""
+    found: set[tuple[int, int]] = set()
+    for place, one in enumerate(factors):
+        for other in factors[place + 1 :]:
+            both = (one != NO_UNIT) & (other != NO_UNIT)
+            pairs = np.unique(np.stack([unit_group[one[both]], unit_group[other[both]]]), axis=1)
+            found |= {(int(a), int(b)) for a, b in pairs.T if a != b}
+    return found

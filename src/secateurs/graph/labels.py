@@ -1,0 +1,268 @@
+"""The label algebra: which indices of which dimensions must be cut together.
+
+A *label* is an integer in a union-find. Every index of every parameter dimension starts with a label of
+its own; operators make labels equal, and what ends up with one label is one unit. The algebra knows no
+operator and no model, and has no Python loop over indices: every call works on whole arrays.
+
+Three things go beyond a plain union-find:
+
+* a label can be *locked*: what is equal to it is never cut, and the reason is kept;
+* a label can *stand for a pair* of labels. ``qkv.view(3, heads, head_dim)`` says that row ``i`` goes when its
+  head goes or when its head dimension goes, so its label becomes the pair (head, head dimension), nested
+  pairs where there are more axes;
+* so a dimension carries several label arrays, *factors*: an index is removed when any of its factors is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+LabelArray: TypeAlias = npt.NDArray[np.int64]
+
+LOCKED = 0
+_NO_PAIR = -1
+_DEEPEST_PAIR = 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dim:
+    """One dimension of a tensor, with the labels of its indices.
+
+    Args:
+        size: Length of the dimension.
+        factors: Label arrays, each of length ``size``. An index is removed when its label in *any*
+            factor is removed; none at all means that the dimension is locked.
+        sources: The parameter dimensions, as numbers, that this dimension is a view of.
+    """
+
+    size: int
+    factors: tuple[LabelArray, ...] = ()
+    sources: frozenset[int] = field(default=frozenset())
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether no label at all is attached (labels may be locked later)."""
+        return not self.factors
+
+
+class Labels:
+    """A vectorised union-find over labels, with locks and pairs.
+
+    Example:
+        >>> labels = Labels()
+        >>> a, b = labels.fresh(3), labels.fresh(3)
+        >>> labels.unify(a, b)
+        >>> bool((labels.find(a.factors[0]) == labels.find(b.factors[0])).all())
+        True
+    """
+
+    def __init__(self) -> None:
+        self._parent: LabelArray = np.zeros(1024, np.int64)
+        self._first: LabelArray = np.full(1024, _NO_PAIR, np.int64)
+        self._second: LabelArray = np.full(1024, _NO_PAIR, np.int64)
+        self._why: LabelArray = np.zeros(1024, np.int64)
+        self._count = 1
+        self._why[LOCKED] = 1
+        self.reasons: list[tuple[str, str]] = [("", ""), ("it is a fixed size", "")]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def new(self, count: int) -> LabelArray:
+        """Fresh, distinct labels: an array of length ``count``."""
+        start, end = self._count, self._count + count
+        if end > len(self._parent):
+            room = max(end, 2 * len(self._parent)) - len(self._parent)
+            self._parent = np.concatenate([self._parent, np.zeros(room, np.int64)])
+            self._first = np.concatenate([self._first, np.full(room, _NO_PAIR, np.int64)])
+            self._second = np.concatenate([self._second, np.full(room, _NO_PAIR, np.int64)])
+            self._why = np.concatenate([self._why, np.zeros(room, np.int64)])
+        fresh = np.arange(start, end, dtype=np.int64)
+        self._parent[start:end] = fresh
+        self._count = end
+        return fresh
+
+    def fresh(self, size: int, source: int | None = None) -> Dim:
+        """A dimension with a fresh label for each index; one of length 1 is locked, since it cannot shrink."""
+        sources = frozenset() if source is None else frozenset((source,))
+        return Dim(size, (self.new(size),) if size > 1 else (), sources)
+
+    def find(self, labels: LabelArray) -> LabelArray:
+        """The representative of each label; same shape as ``labels``."""
+        roots = self._parent[labels]
+        above = self._parent[roots]
+        if np.array_equal(above, roots):
+            return roots
+        while not np.array_equal(above, roots):
+            roots, above = above, self._parent[above]
+        self._parent[labels] = roots
+        return roots
+
+    def lock(self, dim: Dim, reason: str, where: str = "") -> None:
+        """Lock every index of a dimension, for a reason in words and a line of source."""
+        if dim.factors:
+            self.reasons.append((reason, where))
+            for factor in dim.factors:
+                self.lock_labels(factor, len(self.reasons) - 1)
+
+    def lock_labels(self, labels: LabelArray, reason: int) -> None:
+        """Lock single labels, for the reason of that number; pairs lock both halves."""
+        pending = [labels]
+        while pending:
+            roots = np.unique(self.find(pending.pop()))
+            roots = roots[self._why[roots] == 0]
+            self._why[roots] = reason
+            paired = roots[self._first[roots] != _NO_PAIR]
+            if paired.size:
+                pending += [self._first[paired], self._second[paired]]
+
+    def why(self, labels: LabelArray) -> LabelArray:
+        """For each label the number of the reason that locks it (see ``reasons``), 0 where it is free."""
+        return self._why[self.find(labels)]
+
+    def unify(self, a: Dim, b: Dim) -> None:
+        """Join two dimensions of one length, index by index; a locked side locks the other."""
+        if len(a.factors) == len(b.factors) and all(x is y for x, y in zip(a.factors, b.factors, strict=True)):
+            return
+        if a.size != b.size:
+            raise ValueError(f"cannot unify dimensions of lengths {a.size} and {b.size}")
+        self.join(self._index_labels(a), self._index_labels(b))
+
+    def join(self, a: LabelArray, b: LabelArray) -> None:
+        """Make ``a[i]`` and ``b[i]`` one label, for every ``i``; pairs are joined half by half."""
+        pending = [(a, b)]
+        while pending:
+            a, b = pending.pop()
+            merged = self._hook(a, b)
+            if not merged.size:
+                continue
+            roots = self.find(merged)
+            np.maximum.at(self._why, roots, self._why[merged])
+            paired = self._first[merged] != _NO_PAIR
+            if paired.any():
+                old, new = merged[paired], roots[paired]
+                first, second = self._first[old], self._second[old]
+                empty = self._first[new] == _NO_PAIR
+                self._first[new[empty]], self._second[new[empty]] = first[empty], second[empty]
+                pending += [(self._first[new], first), (self._second[new], second)]
+            both = roots[(self._why[roots] > 0) & (self._first[roots] != _NO_PAIR)]
+            for root in both:  # locks reach into pairs; rare
+                self.lock_labels(np.array([self._first[root], self._second[root]]), int(self._why[root]))
+
+    def _hook(self, a: LabelArray, b: LabelArray) -> LabelArray:
+        """Hang larger roots below smaller ones until all pairs agree; the labels that ceased to be roots."""
+        gone = []
+        while True:
+            ra, rb = self.find(a), self.find(b)
+            differ = ra != rb
+            if not differ.any():
+                return np.unique(np.concatenate(gone)) if gone else np.empty(0, np.int64)
+            a, b = ra[differ], rb[differ]
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            np.minimum.at(self._parent, high, low)
+            gone.append(high)
+
+    def _index_labels(self, dim: Dim) -> LabelArray:
+        """One label an index: the factor itself, or pairs of the factors where there are several."""
+        factors = dim.factors if len(dim.factors) < 2 else self.resolve(dim).factors
+        if not factors:
+            return np.zeros(dim.size, np.int64)
+        combined = factors[-1]
+        for factor in reversed(factors[:-1]):
+            pairs = np.where(factor == LOCKED, combined, factor)
+            both = (factor != LOCKED) & (combined != LOCKED)
+            pairs[both] = self._pair(factor[both], combined[both])
+            combined = pairs
+        return combined
+
+    def _pair(self, first: LabelArray, second: LabelArray) -> LabelArray:
+        pairs = self.new(len(first))
+        self._first[pairs], self._second[pairs] = first, second
+        return pairs
+
+    def resolve(self, dim: Dim) -> Dim:
+        """The dimension with its factors reduced to single free labels; locked labels read `LOCKED`.
+
+        Returns:
+            A dimension whose factors hold representatives only: no pair, no locked label but `LOCKED`, and
+            no factor that is locked throughout.
+        """
+        factors: list[LabelArray] = []
+        for factor in dim.factors:
+            self._expand(factor, factors, 0)
+        return Dim(dim.size, tuple(factors), dim.sources)
+
+    def _expand(self, factor: LabelArray, into: list[LabelArray], depth: int) -> None:
+        roots = self.find(factor)
+        first = self._first[roots]
+        paired = first != _NO_PAIR
+        if depth > _DEEPEST_PAIR:  # a pair that contains itself: nothing there can be cut
+            self.lock(Dim(len(roots), (roots,)), "its layout contradicts itself")
+            return
+        if paired.any():
+            self._expand(np.where(paired, first, roots), into, depth + 1)
+            self._expand(np.where(paired, self._second[roots], LOCKED), into, depth + 1)
+            return
+        atoms = np.where(self._why[roots] > 0, LOCKED, roots)
+        if atoms.any() and not any(np.array_equal(atoms, other) for other in into):
+            into.append(atoms)
+
+    def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+        """A view of one dimension as several, outermost first.
+
+        A factor that is constant along all new axes but one goes to that axis; one that varies along several
+        is replaced by pairs of new labels, one an axis, everywhere in the model.
+        """
+        if len(sizes) == 1:
+            return [dim]
+        if prod(sizes) != dim.size:
+            raise ValueError(f"cannot split a dimension of length {dim.size} into {tuple(sizes)}")
+        outer, inner = int(sizes[0]), prod(sizes[1:])
+        left: list[LabelArray] = []
+        right: list[LabelArray] = []
+        for factor in self.resolve(dim).factors:
+            grid = factor.reshape(outer, inner)
+            if outer > 1 and (inner == 1 or (grid == grid[:, :1]).all()):
+                left.append(grid[:, 0].copy())
+            elif outer == 1 or (grid == grid[:1]).all():
+                right.append(grid[0].copy())
+            else:
+                rows, columns = self.new(outer), self.new(inner)
+                pairs = self._pair(np.repeat(rows, inner), np.tile(columns, outer))
+                self.join(factor, pairs)
+                left.append(rows)
+                right.append(columns)
+        head = Dim(outer, tuple(left) if outer > 1 else (), dim.sources)
+        return [head, *self.split(Dim(inner, tuple(right) if inner > 1 else (), dim.sources), sizes[1:])]
+
+    def merge(self, dims: Sequence[Dim]) -> Dim:
+        """A view of several dimensions as one, row-major; the opposite of `split`."""
+        if len(dims) == 1:
+            return dims[0]
+        sizes = [dim.size for dim in dims]
+        factors = []
+        for axis, dim in enumerate(dims):
+            before, after = prod(sizes[:axis]), prod(sizes[axis + 1 :])
+            factors += [np.tile(np.repeat(factor, after), before) for factor in dim.factors]
+        return Dim(prod(sizes), tuple(factors), frozenset().union(*(dim.sources for dim in dims)))
+
+    def concatenate(self, dims: Sequence[Dim]) -> Dim:
+        """One dimension after the other."""
+        resolved = [self.resolve(dim) if len(dim.factors) > 1 else dim for dim in dims]
+        factors = []
+        for level in range(max(len(dim.factors) for dim in resolved)):
+            parts = [d.factors[level] if level < len(d.factors) else np.zeros(d.size, np.int64) for d in resolved]
+            factors.append(np.concatenate(parts))
+        return Dim(sum(dim.size for dim in dims), tuple(factors), frozenset().union(*(d.sources for d in dims)))
+
+    def take(self, dim: Dim, index: slice | LabelArray) -> Dim:
+        """The dimension restricted to some of its indices, in that order."""
+        factors = tuple(factor[index] for factor in dim.factors)
+        size = len(factors[0]) if factors else len(np.arange(dim.size)[index])
+        return Dim(size, factors if size > 1 else (), dim.sources)

@@ -1,0 +1,151 @@
+"""Joining, splitting and picking along a dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from secateurs.graph.labels import Dim
+from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.tracing import Tracer
+
+
+@rule(aten.cat, aten.concat)
+def cat(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """One tensor after the other along a dimension; the other dimensions are one."""
+    parts = [part for part in args[0] if part.dim() == out.dim()]
+    place = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+    dims = list(t.dims(parts[0]))
+    for part in parts[1:]:
+        for axis, dim in enumerate(t.dims(part)):
+            if axis != place:
+                t.unify(dims[axis], dim)
+    dims[place] = t.labels.concatenate([t.dims(part)[place] for part in parts])
+    t.set(out, dims)
+
+
+@rule(aten.stack)
+def stack(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Tensors side by side along a new dimension, whose length is Python's."""
+    parts = args[0]
+    place = (args[1] if len(args) > 1 else 0) % out.dim()
+    dims = list(t.dims(parts[0]))
+    for part in parts[1:]:
+        for a, b in zip(dims, t.dims(part), strict=True):
+            t.unify(a, b)
+    t.set(out, [*dims[:place], Dim(len(parts)), *dims[place:]])
+
+
+@rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_split, aten.unsafe_chunk)
+def split(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequence[Tensor]) -> None:
+    """Pieces of a dimension. Equal pieces lose the same places, so that they stay equal."""
+    x = args[0]
+    place = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % x.dim()
+    sizes = [int(piece.shape[place]) for piece in out]
+    pieces = split_dim(t, t.dims(x)[place], sizes)
+    for piece, dim in zip(out, pieces, strict=True):
+        t.set(piece, [dim if axis == place else d for axis, d in enumerate(t.dims(x))])
+        t.size_argument(dim.size, dim)
+        t.size_argument(dim.size, dim, item=True)
+
+
+def split_dim(t: Tracer, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """Cut a dimension into consecutive pieces of the given sizes."""
+    starts = np.cumsum([0, *sizes])
+    if len(set(sizes)) == 1 and len(sizes) > 1 and sum(sizes) == dim.size:
+        across, within = t.labels.split(dim, [len(sizes), sizes[0]])
+        t.lock(across, "it is split into equal pieces")
+        return [Dim(within.size, within.factors, dim.sources) for _ in sizes]
+    pieces = []
+    for start, size in zip(starts, sizes, strict=False):
+        piece = t.labels.take(dim, slice(int(start), int(start + size)))
+        if size == 1:
+            t.lock(Dim(1, tuple(f[start : start + 1] for f in dim.factors)), "a single index is taken out of it")
+        pieces.append(piece)
+    return pieces
+
+
+@rule(aten.slice, aten.narrow, aten.slice_copy)
+def slice_(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A range of a dimension. Aligned equal parts lose the same places; other ranges keep their size."""
+    x = args[0]
+    place = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % x.dim()
+    dims = list(t.dims(x))
+    old, size = dims[place], int(out.shape[place])
+    if old.size != size or (len(args) > 4 and args[4] != 1):
+        dims[place] = _range(t, old, size, args)
+    t.set(out, dims)
+
+
+def _range(t: Tracer, old: Dim, size: int, args: tuple[Any, ...]) -> Dim:
+    start = int(args[2] or 0) if len(args) > 2 else 0
+    start = max(0, start + old.size if start < 0 else start)
+    step = int(args[4]) if len(args) > 4 else 1
+    if old.factors and step == 1 and size > 1 and old.size % size == 0 and start % size == 0:
+        return split_dim(t, old, [size] * (old.size // size))[start // size]
+    t.lock(old, "a range of it is taken")
+    return Dim(size)
+
+
+@rule(aten.select, aten.select_copy)
+def select(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """One index of a dimension."""
+    x, place = args[0], args[1] % args[0].dim()
+    t.lock(t.dims(x)[place], "a single index is taken out of it")
+    t.set(out, [dim for axis, dim in enumerate(t.dims(x)) if axis != place])
+
+
+@rule(aten.unbind)
+def unbind(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequence[Tensor]) -> None:
+    """Every index of a dimension by itself."""
+    x, place = args[0], (args[1] if len(args) > 1 else 0) % args[0].dim()
+    t.lock(t.dims(x)[place], "its indices are taken one by one")
+    for piece in out:
+        t.set(piece, [dim for axis, dim in enumerate(t.dims(x)) if axis != place])
+
+
+@rule(aten.index, aten._unsafe_index)
+def index(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Picking with index tensors: indexed dimensions keep their size, the others pass through."""
+    x, indices = args[0], args[1]
+    dims = t.dims(x)
+    picked = [place for place, chosen in enumerate(indices) if chosen is not None]
+    for place in picked:
+        t.lock(dims[place], "it is indexed by a tensor")
+    rest = [dim for place, dim in enumerate(dims) if place not in picked]
+    adjacent = picked == list(range(picked[0], picked[-1] + 1))
+    lead = picked[0] if adjacent else 0
+    new = out.dim() - len(rest)
+    made = [Dim(int(size)) for size in out.shape[lead : lead + new]]
+    t.set(out, [*rest[:lead], *made, *rest[lead:]])
+
+
+@rule(aten.index_select)
+def index_select(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Picking some indices of one dimension."""
+    x, place = args[0], args[1] % args[0].dim()
+    t.lock(t.dims(x)[place], "it is indexed by a tensor")
+    t.set(out, [Dim(int(out.shape[place])) if axis == place else d for axis, d in enumerate(t.dims(x))])
+
+
+@rule(aten.gather, aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_, aten.scatter_reduce)
+def gather(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Picking along one dimension at places that a tensor holds."""
+    x, place = args[0], args[1] % max(args[0].dim(), 1)
+    for tensor in [a for a in (x, *args[2:]) if isinstance(a, Tensor)]:
+        for dim in t.dims(tensor):
+            t.lock(dim, "it is gathered or scattered at computed places")
+    t.set(out, [Dim(int(size)) for size in out.shape])
+
+
+@rule(aten.embedding)
+def embedding(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Rows of a table: the rows stay, the columns are the units."""
+    weight, indices = args[0], args[1]
+    rows, columns = t.dims(weight)
+    t.lock(rows, "it is looked up by index")
+    t.add_role([columns], "producer")
+    t.set(out, [*t.dims(indices), columns])

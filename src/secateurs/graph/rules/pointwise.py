@@ -1,0 +1,125 @@
+"""Operators that compute each element from the elements at the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from secateurs.graph.labels import Dim
+from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.tracing import Tracer
+
+
+@rule(
+    torch.Tag.pointwise,
+    aten.clone,
+    aten.copy,
+    aten.copy_,
+    aten.detach,
+    aten.alias,
+    aten.lift_fresh,
+    aten.lift_fresh_copy,
+    aten._to_copy,
+    aten.contiguous,
+    aten.dropout,
+    aten.native_dropout,
+    aten.bernoulli,
+    aten.bernoulli_,
+    aten.zero_,
+    aten.fill_,
+    aten.normal_,
+    aten.uniform_,
+    aten.masked_fill,
+    aten.masked_fill_,
+    aten.where,
+    aten.addcmul,
+    aten.addcdiv,
+    aten.lerp,
+    aten.prelu,
+    aten._prelu_kernel,
+    aten.hardswish,
+    aten.hardswish_,
+    aten.hardsigmoid,
+    aten.hardsigmoid_,
+    aten.hardtanh,
+    aten.hardtanh_,
+    aten.leaky_relu_,
+    aten.elu_,
+    aten.celu_,
+    aten.selu_,
+    aten.threshold,
+    aten.threshold_,
+    aten.softplus,
+    aten.log_sigmoid_forward,
+    aten.rrelu_with_noise,
+    aten.glu_jvp,
+    aten.fake_quantize_per_tensor_affine_cachemask,
+)
+def pointwise(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Dimensions that meet are one; a dimension of length 1 that is spread out says nothing."""
+    operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    for result in [r for r in tree_leaves(out) if isinstance(r, Tensor)]:
+        t.set(result, [_meet(t, operands, result, place) for place in range(-result.dim(), 0)])
+
+
+def _meet(t: Tracer, operands: Sequence[Tensor], result: Tensor, place: int) -> Dim:
+    size = result.shape[place]
+    if size == 1:
+        return Dim(1, (), _sources(t, operands, place, size))
+    dims = [t.dims(a)[place] for a in operands if a.dim() >= -place and a.shape[place] == size]
+    if not dims:
+        return t.labels.fresh(size)
+    chosen = next((dim for dim in dims if dim.factors), dims[0])
+    for dim in dims:
+        t.unify(chosen, dim)
+    return Dim(size, chosen.factors, _sources(t, operands, place, size))
+
+
+def _sources(t: Tracer, operands: Sequence[Tensor], place: int, size: int) -> frozenset[int]:
+    dims = [t.dims(a)[place] for a in operands if a.dim() >= -place and a.shape[place] == size]
+    return frozenset().union(*(dim.sources for dim in dims))
+
+
+@rule(
+    aten.empty,
+    aten.zeros,
+    aten.ones,
+    aten.full,
+    aten.rand,
+    aten.randn,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten.empty_strided,
+)
+def constant(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A new tensor with the same value everywhere: its dimensions are free until they meet others."""
+    dims = [t.labels.fresh(int(size)) for size in out.shape]
+    t.set(out, dims)
+    for dim in dims:
+        t.size_argument(dim.size, dim, item=True)
+
+
+@rule(
+    aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like
+)
+def like(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A new tensor shaped like another."""
+    t.set(out, t.dims(args[0]))
+
+
+@rule(aten.arange, aten.linspace, aten.eye, aten.scalar_tensor, aten.randperm, aten.randint, aten.tril_indices, aten.triu_indices)
+def values(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A tensor whose values depend on their place keeps its size."""
+    t.set(out, [Dim(int(size)) for size in out.shape])
+
+
+@rule(aten.sym_size, aten.is_same_size, aten._assert_async, aten._assert_tensor_metadata)
+def nothing(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Operators that return no tensor and change none."""

@@ -1,0 +1,386 @@
+"""Running a model once, on tensors without data, so that every operator can say what it does to labels.
+
+`Tracer` is a dispatch mode around one ordinary call of the model's own ``forward``. Nothing has to be
+scriptable or symbolically traceable: loops, branches, functional calls and raw parameters work because the
+call is real. It runs on the meta device, where tensors have a shape and no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.integers import Origin, Site, attach_origins, origins
+from secateurs.graph.labels import Dim, Labels
+
+Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
+Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
+_LABELS = "_secateurs_labels"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterDim:
+    """One dimension of one parameter or buffer: the place where labels start."""
+
+    parameter: str
+    dim: int
+    size: int
+    labels: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A product that sums over a dimension: `multiplier` x the lengths of `dims` multiply-accumulates."""
+
+    multiplier: float
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operator call: what came out, and what labelled dimensions went in."""
+
+    operator: Any
+    outputs: tuple[tuple[Dim, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    is_single: bool
+    inputs: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The operator calls of one forward pass, and whether the model was in training mode."""
+
+    training: bool
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A place where weights read labelled activations.
+
+    Args:
+        call: Number of the torch function call in the forward pass.
+        argument: Position of the activation among the tensors given to that call.
+        dims: Labels of the activation's dimensions.
+        contracted: The dimensions that the weights sum over during the call.
+    """
+
+    call: int
+    argument: int
+    dims: tuple[Dim, ...]
+    contracted: tuple[Dim, ...]
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(*inputs)
+
+
+def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
+    """A copy of a model on the meta device, without data, hooks kept out of it.
+
+    Args:
+        model: The model; it is read only.
+        shapes: Other shapes for some parameters or buffers, by name.
+    """
+    empty: dict[str, Tensor] = {}
+    for name, tensor in tensors_of(model).items():
+        shape = tuple((shapes or {}).get(name, tensor.shape))
+        blank = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        empty[name] = nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
+    duplicate = copy_model(model, empty)
+    for module in duplicate.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return duplicate
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """No gradients and no fused attention fast path, so that a forward pass runs the operators as written."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def to_meta(value: Any) -> Any:
+    """The same structure with every tensor on the meta device."""
+    return tree_map_only(Tensor, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"), value)
+
+
+class MetaMode(TorchDispatchMode):
+    """Keeps every operator on the meta device, whatever device the model's code asks for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("meta")
+            kwargs.pop("pin_memory", None)
+        if any(isinstance(a, Tensor) and not a.is_meta for a in tree_leaves((args, kwargs))):
+            args, kwargs = to_meta(args), to_meta(kwargs)
+        return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator; subclasses add what they want to know."""
+        return func(*args, **kwargs)
+
+
+class Tracer(MetaMode):
+    """Follows labels through one forward pass; the rules talk to it.
+
+    Args:
+        rules: A function that finds the rule of an operator, or None where there is none.
+    """
+
+    def __init__(self, rules: Callable[[Any], Rule | None]) -> None:
+        super().__init__()
+        self._rules = rules
+        self.labels = Labels()
+        self.parameter_dims: list[ParameterDim] = []
+        self.buffers: set[str] = set()
+        self.elsewhere: set[str] = set()
+        self.roles: dict[int, set[str]] = {}
+        self.contractions: list[Contraction] = []
+        self.passes: list[Pass] = []
+        self._records: list[Record] = []
+        self._used: set[int] = set()
+        self.reads: list[Read] = []
+        self.sites: list[Site] = []
+        self.mixed: list[tuple[Dim, str]] = []
+        self.unknown: dict[str, str] = {}
+        self.calls = 0
+        self._origins: list[Origin] = []
+        self._contracted: list[Dim] = []
+        self._all_weights = False
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def trace(self, model: nn.Module, inputs: Inputs) -> None:
+        """Run the model (an empty copy) on example inputs and lock what enters and what leaves.
+
+        Parameters that this pass does not use, such as those of an auxiliary head, are looked for in a second
+        pass in the other mode (training or evaluation), so that what they read is cut in them too. What no
+        pass uses is locked.
+        """
+        attach_origins(model)
+        for name, tensor in tensors_of(model).items():
+            self._register(name, tensor)
+            if not isinstance(tensor, nn.Parameter):
+                self.buffers.add(name)
+        self._one_pass(model, inputs)
+        self.elsewhere = {place.parameter for place in self._unused()}
+        if self._unused():
+            contractions, reads = list(self.contractions), list(self.reads)
+            with contextlib.suppress(Exception):  # the other mode need not run, on meta or at all
+                self._one_pass(model.train(not model.training), inputs)
+            self.contractions, self.reads = contractions, reads
+        for place in self._unused():
+            self.labels.lock(place.labels, "the forward pass does not use it")
+
+    def _one_pass(self, model: nn.Module, inputs: Inputs) -> None:
+        self._records = []
+        self.calls = 0
+        training = model.training
+        empty_inputs = to_meta(inputs)
+        with plain_kernels(), _Calls(self), self:
+            outputs = call_model(model, empty_inputs)
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, Tensor):
+                for dim in self.dims(tensor):
+                    self.labels.lock(dim, "it is an output of the model")
+        self.passes.append(Pass(training, tuple(self._records)))
+
+    def _unused(self) -> list[ParameterDim]:
+        return [place for number, place in enumerate(self.parameter_dims) if number not in self._used]
+
+    def _register(self, name: str, tensor: Tensor) -> None:
+        dims = []
+        for axis, size in enumerate(tensor.shape):
+            dim = self.labels.fresh(size, source=len(self.parameter_dims))
+            self.parameter_dims.append(ParameterDim(name, axis, size, dim))
+            dims.append(dim)
+        setattr(tensor, _LABELS, (tuple(dims), True))
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator and let its rule follow the labels."""
+        operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        incoming = tuple(dim for tensor in operands for dim in self.dims(tensor) if dim.factors)
+        for tensor in operands:
+            if self.is_weight(tensor):
+                self._used.update(*(dim.sources for dim in self.dims(tensor)))
+        out = func(*args, **kwargs)
+        self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
+        rule = self._rules(func)
+        if rule is None:
+            self._refuse(func, operands)
+        else:
+            rule(self, args, kwargs, out)
+            if not self._all_weights:
+                for tensor in operands:
+                    if self.is_weight(tensor):
+                        self.add_role(self.dims(tensor), "carrier")
+        results = results_of(out)
+        dims = tuple(self.dims(result) for result in results)
+        dtypes = tuple(result.dtype for result in results)
+        self._records.append(Record(func, dims, dtypes, isinstance(out, Tensor), incoming))
+        return out
+
+    def _refuse(self, func: Any, operands: Sequence[Tensor]) -> None:
+        where = source_line()
+        self.unknown.setdefault(str(func), where)
+        for tensor in operands:
+            for dim in self.dims(tensor):
+                self.labels.lock(dim, f"{func} has no rule", where)
+
+    # -- what rules use ---------------------------------------------------------------------------
+
+    def dims(self, tensor: Tensor) -> tuple[Dim, ...]:
+        """The labelled dimensions of a tensor; a constant of unknown origin is locked."""
+        found = getattr(tensor, _LABELS, None)
+        return found[0] if found else tuple(Dim(int(size)) for size in tensor.shape)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from parameters and buffers alone."""
+        found = getattr(tensor, _LABELS, None)
+        return bool(found and found[1])
+
+    def set(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
+        """Attach labels to the dimensions of a result."""
+        if len(dims) != tensor.dim() or any(d.size != s for d, s in zip(dims, tensor.shape, strict=True)):
+            raise AssertionError(f"labels of shape {[d.size for d in dims]} for a tensor of shape {tuple(tensor.shape)}")
+        if not self._all_weights:
+            dims = [Dim(d.size, d.factors) if d.sources else d for d in dims]
+        setattr(tensor, _LABELS, (tuple(dims), self._all_weights))
+
+    def unify(self, a: Dim, b: Dim) -> None:
+        """These two dimensions lose the same indices."""
+        self.labels.unify(a, b)
+
+    def lock(self, dim: Dim, reason: str) -> None:
+        """This dimension keeps its length; the reason is reported with the line of the model's source."""
+        if dim.factors:
+            self.labels.lock(dim, reason, source_line())
+
+    def mix(self, dim: Dim, operator: str) -> None:
+        """The operator computes across this dimension, so that a silenced unit still has an effect."""
+        if dim.factors:
+            self.mixed.append((dim, operator))
+
+    def add_role(self, dims: Sequence[Dim], role: str) -> None:
+        """Note what a weight's dimensions do: produce, carry or consume units."""
+        for dim in dims:
+            for source in dim.sources:
+                self.roles.setdefault(source, set()).add(role)
+
+    def contract(self, operands: Sequence[tuple[Tensor, Dim]], kept: Sequence[Dim], multiplier: float = 1.0) -> None:
+        """Two tensors are multiplied and summed over a dimension.
+
+        Args:
+            operands: Each tensor with its dimension that is summed over.
+            kept: The other dimensions that count towards the cost, weights' output dimensions among them.
+            multiplier: Further multiply-accumulates per index, such as the size of a kernel.
+        """
+        weights = [dim for tensor, dim in operands if self.is_weight(tensor)]
+        if not self._all_weights:
+            self.add_role(weights, "consumer")
+            self.add_role(kept, "producer")
+            if weights and len(weights) < len(operands):
+                self._contracted += [dim for tensor, dim in operands if not self.is_weight(tensor)]
+        dims = [operands[0][1], *kept]
+        fixed = prod(dim.size for dim in dims if not dim.factors)
+        self.contractions.append(Contraction(multiplier * fixed, tuple(d for d in dims if d.factors)))
+
+    def size_argument(self, value: int, dim: Dim, *, item: bool = False) -> None:
+        """An integer argument of this call states the length of `dim`; tie the attribute it came from.
+
+        Args:
+            value: The argument.
+            dim: The dimension whose length it states.
+            item: Whether the argument is an item of a sequence.
+        """
+        if not dim.factors:
+            return
+        for origin in self._origins:
+            if int(origin) == value and (origin.position is not None) == item:
+                self.sites.append(Site(origin.module, origin.attribute, origin.position, dim, value))
+                return
+
+    # -- calls of torch functions -----------------------------------------------------------------
+
+    def enter_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A torch function is about to run."""
+        self._origins = origins(args, kwargs)
+        self._contracted = []
+
+    def leave_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A torch function has run: note where weights read activations."""
+        if self._contracted:
+            for place, tensor in enumerate(call_tensors(args, kwargs)):
+                if not self.is_weight(tensor):
+                    self.reads.append(Read(self.calls, place, self.dims(tensor), tuple(self._contracted)))
+        self._contracted = []
+        self.calls += 1
+
+
+class _Calls(TorchFunctionMode):
+    """Tells the tracer which torch function the operators belong to."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._tracer.enter_call(args, kwargs)
+        out = func(*args, **kwargs)
+        self._tracer.leave_call(args, kwargs)
+        return out
+
+
+def results_of(out: Any) -> list[Tensor]:
+    """The tensors that an operator returned."""
+    return [out] if isinstance(out, Tensor) else [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+
+
+def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments of a call, in a fixed order."""
+    return [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+
+
+def source_line() -> str:
+    """The innermost line of the user's model that is being run, as ``file.py:12 in forward``."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(("torch.", "secateurs.")) and module != "torch" and not name.startswith("<"):
+            short = module.replace(".", "/") + ".py" if module not in ("__main__", "") else name
+            return f"{short}:{frame.f_lineno} in {frame.f_code.co_name}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return ""

@@ -1,0 +1,65 @@
+"""How much is to remain, or how many units are to leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateurs.errors import BudgetError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The share of one quantity that remains.
+
+    Args:
+        units: Share of the units of the groups that may be cut.
+        params: Share of the model's parameters.
+        macs: Share of its multiply-accumulates.
+
+    Raises:
+        BudgetError: Not exactly one share is given, or it is not in (0, 1].
+
+    Example:
+        >>> Budget(macs=0.5).quantity, Budget(macs=0.5).share
+        ('macs', 0.5)
+    """
+
+    units: float | None = None
+    params: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("units", "params", "macs") if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise BudgetError(f"a budget states exactly one of units, params, macs; got {given}", fix="Budget(macs=0.5)")
+        for name, share in given.items():
+            if not 0 < share <= 1:
+                raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=f"Budget({name}=0.5)")
+
+    @property
+    def quantity(self) -> str:
+        """What is budgeted: ``units``, ``params`` or ``macs``."""
+        return next(name for name in ("units", "params", "macs") if getattr(self, name) is not None)
+
+    @property
+    def share(self) -> float:
+        """The share that remains, in (0, 1]."""
+        return float(getattr(self, self.quantity))
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A number of units that leave, whatever that saves: the article's 512 filters a step.
+
+    Args:
+        units: How many.
+
+    Raises:
+        BudgetError: The number is negative.
+    """
+
+    units: int
+
+    def __post_init__(self) -> None:
+        if self.units < 0:
+            raise BudgetError(f"units >= 0 must hold, got units={self.units}", fix="Remove(512)")

@@ -1,0 +1,289 @@
+"""A plan: which units leave, as data that prints, saves, compares and composes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateurs.errors import PlanError
+from secateurs.graph.cost import Cost
+from secateurs.graph.groups import Graph, Removed, removed_places
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisCut:
+    """The indices that one dimension of one parameter loses.
+
+    Args:
+        parameter: Name of the parameter or buffer.
+        dim: The dimension.
+        size: Its length before the cut.
+        removed: The indices that leave, ascending.
+        role: ``producer``, ``carrier`` or ``consumer`` of the units that leave.
+    """
+
+    parameter: str
+    dim: int
+    size: int
+    removed: tuple[int, ...]
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerChange:
+    """A module's attribute (or one item of it) that held a length which changes."""
+
+    module: str
+    attribute: str
+    position: int | None
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCut:
+    """The units that one group loses.
+
+    Args:
+        name: The group.
+        kind: What a unit is.
+        size: Units before the cut.
+        removed: Indices of the units that leave, ascending.
+        mixed_by: The operator that computes across the units, if any: then silencing is not removing.
+    """
+
+    name: str
+    kind: str
+    size: int
+    removed: tuple[int, ...]
+    mixed_by: str | None = None
+
+    @property
+    def kept(self) -> int:
+        """Units that remain."""
+        return self.size - len(self.removed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A decision, before any action: what leaves, for which architecture, and what that saves.
+
+    Args:
+        fingerprint: Hash of the names and shapes of the model that the plan fits.
+        groups: What each group loses; groups that lose nothing are left out.
+        axes: The same for every dimension of every parameter.
+        integers: Attributes of modules that change with it.
+        before: Cost of the model.
+        after: Forecast of the pruned model's cost.
+        source: Where the plan came from: criterion, budget, scope, ...
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import secateurs
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> graph = secateurs.trace(net, torch.zeros(1, 3, 8, 8))
+        >>> cut = secateurs.Plan.of(graph, {"0": [1, 5]})
+        >>> cut.groups[0].removed, cut.before.params, cut.after.params
+        ((1, 5), 516, 388)
+    """
+
+    fingerprint: str
+    groups: tuple[GroupCut, ...]
+    axes: tuple[AxisCut, ...]
+    integers: tuple[IntegerChange, ...]
+    before: Cost
+    after: Cost
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Units that leave."""
+        return sum(len(group.removed) for group in self.groups)
+
+    def __repr__(self) -> str:
+        params, macs = self.after.share_of(self.before)
+        return f"Plan({len(self)} units leave; params {params:.1%}, macs {macs:.1%} remain)"
+
+    @classmethod
+    def of(cls, graph: Graph, removed: Removed, source: Mapping[str, Any] | None = None) -> Plan:
+        """The plan that removes the given units.
+
+        Args:
+            graph: The graph of the model.
+            removed: Indices of the units that leave, by group name.
+            source: Where the decision came from; kept with the plan.
+
+        Raises:
+            PlanError: A group is unknown, an index out of range, or a group would lose every unit.
+        """
+        chosen = {name: _checked(graph, name, indices) for name, indices in removed.items() if len(indices)}
+        gone = graph.mask(chosen)
+        cuts = tuple(
+            GroupCut(name=g.name, kind=g.kind, size=g.size, removed=chosen[g.name], mixed_by=graph.mixers.get(g.name))
+            for g in graph.groups
+            if g.name in chosen
+        )
+        integers = tuple(
+            IntegerChange(module=t.module, attribute=t.attribute, position=t.position, before=t.value, after=after)
+            for t in graph.ties
+            if (after := t.value - int(removed_places(t.units, gone, t.value).sum())) != t.value
+        )
+        return cls(
+            fingerprint=graph.fingerprint,
+            groups=cuts,
+            axes=tuple(_axes(graph, gone)),
+            integers=integers,
+            before=graph.cost(),
+            after=graph.costs.evaluate(gone),
+            source=dict(source or {}),
+        )
+
+    def then(self, following: Plan) -> Plan:
+        """This cut and then another one, made on the result, as one cut of the first model.
+
+        Args:
+            following: A plan for the model that this plan gives.
+
+        Returns:
+            A plan for this plan's model.
+        """
+        axes = {(axis.parameter, axis.dim): axis for axis in self.axes}
+        for axis in following.axes:
+            key = (axis.parameter, axis.dim)
+            earlier = axes.get(key)
+            axes[key] = axis if earlier is None else _compose_axes(earlier, axis)
+        groups = {group.name: group for group in self.groups}
+        for group in following.groups:
+            known = groups.get(group.name)
+            groups[group.name] = group if known is None else _compose_groups(known, group)
+        integers = {(c.module, c.attribute, c.position): c for c in self.integers}
+        for change in following.integers:
+            key3 = (change.module, change.attribute, change.position)
+            first = integers.get(key3, change)
+            integers[key3] = IntegerChange(
+                module=change.module,
+                attribute=change.attribute,
+                position=change.position,
+                before=first.before,
+                after=change.after,
+            )
+        return Plan(
+            fingerprint=self.fingerprint,
+            groups=tuple(groups.values()),
+            axes=tuple(axes.values()),
+            integers=tuple(integers.values()),
+            before=self.before,
+            after=following.after,
+            source={**self.source, **following.source},
+        )
+
+    def to_json(self) -> str:
+        """The plan as JSON, for people and for `from_json`."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            PlanError: The text is not a plan that this release reads.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("format") != _FORMAT:
+                raise ValueError("another format")
+            return cls(
+                fingerprint=str(data["fingerprint"]),
+                groups=tuple(GroupCut(**{**g, "removed": tuple(g["removed"])}) for g in data["groups"]),
+                axes=tuple(AxisCut(**{**a, "removed": tuple(a["removed"])}) for a in data["axes"]),
+                integers=tuple(IntegerChange(**change) for change in data["integers"]),
+                before=Cost(**data["before"]),
+                after=Cost(**data["after"]),
+                source=data["source"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"this is not a plan of format {_FORMAT}: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON; the file appears whole or not at all."""
+        target = Path(path)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(self.to_json())
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a JSON file.
+
+        Raises:
+            PlanError: The file is missing or not a plan.
+        """
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read a plan from {str(path)!r}: {error}", where=str(path)) from error
+        return cls.from_json(text)
+
+
+def _checked(graph: Graph, name: str, indices: Any) -> tuple[int, ...]:
+    group = graph.by_name.get(name)
+    if group is None:
+        raise PlanError(f"the graph has no group {name!r}", fix=f"use one of: {', '.join(graph.by_name)}")
+    chosen = tuple(sorted({int(index) for index in indices}))
+    if chosen[0] < 0 or chosen[-1] >= group.size:
+        raise PlanError(f"group {name!r} has units 0 to {group.size - 1}, got {chosen[0]} to {chosen[-1]}")
+    if len(chosen) == group.size:
+        raise PlanError(f"group {name!r} would lose all of its {group.size} units", fix="keep at least one")
+    return chosen
+
+
+def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisCut]:
+    roles = {(part.parameter, part.dim): part.role for group in graph.groups for part in group.slices}
+    cuts = []
+    for name, dim, units in graph.axes:
+        size = graph.parameters[name][dim]
+        places = np.flatnonzero(removed_places(units, gone, size))
+        if places.size:
+            cuts.append(
+                AxisCut(parameter=name, dim=dim, size=size, removed=tuple(places.tolist()), role=roles[name, dim])
+            )
+    return cuts
+
+
+def _compose(size: int, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    kept = np.delete(np.arange(size), np.asarray(first, np.int64))
+    return tuple(sorted({*first, *kept[np.asarray(second, np.int64)].tolist()}))
+
+
+def _compose_axes(first: AxisCut, second: AxisCut) -> AxisCut:
+    if first.size - len(first.removed) != second.size:
+        raise PlanError(
+            f"the second plan expects length {second.size} of {second.parameter!r} dimension {second.dim}, "
+            f"the first leaves {first.size - len(first.removed)}"
+        )
+    removed = _compose(first.size, first.removed, second.removed)
+    return AxisCut(parameter=first.parameter, dim=first.dim, size=first.size, removed=removed, role=first.role)
+
+
+def _compose_groups(first: GroupCut, second: GroupCut) -> GroupCut:
+    if first.kept != second.size:
+        raise PlanError(f"the second plan expects {second.size} units in {first.name!r}, the first leaves {first.kept}")
+    removed = _compose(first.size, first.removed, second.removed)
+    mixed = first.mixed_by or second.mixed_by
+    return GroupCut(name=first.name, kind=first.kind, size=first.size, removed=removed, mixed_by=mixed)
+
+

@@ -1,0 +1,112 @@
+"""Iterative pruning as a generator of steps: the caller owns the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateurs.criteria.protocol import Scores
+from secateurs.criteria.scoring import AnyCriterion, LossFunction, score
+from secateurs.errors import BudgetError
+from secateurs.graph import Graph, Inputs, trace
+from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.plan import Plan
+from secateurs.planning.ranking import Scope, plan
+from secateurs.surgery.apply import apply
+from secateurs.surgery.verify import VerifyReport, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """One round of rank and cut.
+
+    Args:
+        number: 1 for the first step.
+        model: The pruned model; train it before the next step.
+        plan: What left in this step, as a plan for the previous step's model.
+        scores: The importances that decided.
+        graph: The graph that was cut.
+        verified: The proof that the cut was right.
+    """
+
+    number: int
+    model: nn.Module
+    plan: Plan
+    scores: Scores
+    graph: Graph
+    verified: VerifyReport
+
+
+def prune_steps(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    criterion: AnyCriterion = "taylor",
+    budget: Budget | Remove,
+    steps: int = 1,
+    data: Iterable[Any] | None = None,
+    loss_fn: LossFunction | None = None,
+    scope: Scope = "global",
+    round_to: int = 1,
+    kinds: Collection[str] | None = None,
+    skip: Sequence[str] = (),
+) -> Iterator[Step]:
+    """Prune in steps: rank, cut, verify, hand over; and again when the caller asks for the next.
+
+    Args:
+        model: The model; it is not changed.
+        inputs: Example inputs, with real values for the verification.
+        criterion: How units are ranked; ranked anew in every step.
+        budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between are
+            spaced geometrically; a `Remove` is the number of units that leave in *each* step.
+        steps: Number of steps.
+        data: Batches for criteria that need data.
+        loss_fn: Loss for criteria that need data.
+        scope: See `plan`.
+        round_to: See `plan`.
+        kinds: See `plan`.
+        skip: See `plan`.
+
+    Yields:
+        A `Step`; whatever is done to ``step.model`` before the next one counts.
+
+    Raises:
+        BudgetError: The budget is out of reach, or `steps` is not positive.
+        VerifyError: A cut was wrong.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> for step in prune_steps(net, torch.randn(1, 4), criterion="l2", budget=Budget(macs=0.25), steps=2):
+        ...     print(step.number, step.model[0].out_features)
+        1 8
+        2 4
+    """
+    if steps < 1:
+        raise BudgetError(f"steps >= 1 must hold, got steps={steps}")
+    first = trace(model, inputs)
+    total = sum(group.size for group in first.groups)
+    current, graph = model, first
+    for number in range(1, steps + 1):
+        scores = score(current, graph, criterion, data=data, loss_fn=loss_fn)
+        here = budget if isinstance(budget, Remove) else _share_now(budget, number / steps, first, graph, total)
+        decided = plan(graph, scores, here, scope=scope, round_to=round_to, kinds=kinds, skip=skip)
+        smaller = apply(current, decided)
+        report = verify(current, smaller, decided, inputs).raise_if_failed()
+        yield Step(number=number, model=smaller, plan=decided, scores=scores, graph=graph, verified=report)
+        current = smaller
+        if number < steps:
+            graph = trace(current, inputs)
+
+
+def _share_now(budget: Budget, progress: float, first: Graph, graph: Graph, total: int) -> Budget:
+    """The share of the current model that is to remain, from the share of the first one."""
+    goal = budget.share**progress
+    params, macs = graph.cost().share_of(first.cost())
+    units = sum(group.size for group in graph.groups) / total
+    have = {"units": units, "params": params, "macs": macs}[budget.quantity]
+    return Budget(**{budget.quantity: min(1.0, goal / have)})

@@ -1,0 +1,102 @@
+"""The surgery: all groups at once, every tensor sliced once, all or nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.errors import ApplyError
+from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.groups import fingerprint
+from secateurs.graph.integers import set_integer
+from secateurs.planning.plan import Plan
+from secateurs.surgery.attributes import restate_sizes
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+    """The smaller model.
+
+    Every parameter and buffer that the plan names is sliced once; the others are copied. Nothing is masked:
+    the result is an ordinary model of the same class.
+
+    Args:
+        model: A model of the architecture that the plan was made for.
+        plan: What leaves.
+        inplace: Cut the given model itself. Its parameters stay the same objects with smaller data, and their
+            gradients are dropped; an optimizer's state (momentum) no longer fits them.
+
+    Returns:
+        A new model in the same mode and on the same devices, or the given one if `inplace`.
+
+    Raises:
+        ApplyError: The plan was made for another architecture. The model is then unchanged.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import secateurs
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = secateurs.trace(net, torch.zeros(1, 4))
+        >>> small = secateurs.apply(net, secateurs.Plan.of(graph, {"0": [0, 3]}))
+        >>> small
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
+    """
+    tensors = tensors_of(model)
+    check_fits(tensors, plan)
+    small = _slices(tensors, plan)
+    result = model if inplace else copy_model(model, small)
+    if inplace:
+        for name, tensor in small.items():
+            tensors[name].data = tensor
+            tensors[name].grad = None
+    for change in plan.integers:
+        set_integer(result, change.module, change.attribute, change.position, change.after)
+    restate_sizes(result)
+    return result
+
+
+def check_fits(tensors: dict[str, Tensor], plan: Plan) -> None:
+    """Refuse a plan for another architecture.
+
+    Raises:
+        ApplyError: Names or shapes differ from those that the plan was made for.
+    """
+    found = fingerprint({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if found == plan.fingerprint:
+        return
+    for axis in plan.axes:
+        tensor = tensors.get(axis.parameter)
+        if tensor is None:
+            raise ApplyError(
+                f"the plan cuts {axis.parameter!r}, which this model does not have",
+                fix="build the architecture that the plan was made for",
+            )
+        if tensor.dim() <= axis.dim or tensor.shape[axis.dim] != axis.size:
+            raise ApplyError(
+                f"the plan cuts dimension {axis.dim} of {axis.parameter!r} from length {axis.size}, "
+                f"but its shape here is {tuple(tensor.shape)}",
+                fix="apply each plan once, to the model that it was made for",
+            )
+    raise ApplyError(
+        f"the plan was made for a model with fingerprint {plan.fingerprint}, this one has {found}",
+        fix="build the architecture that the plan was made for",
+    )
+
+
+def _slices(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    kept: dict[str, list[tuple[int, Tensor]]] = {}
+    for axis in plan.axes:
+        places = np.delete(np.arange(axis.size), np.asarray(axis.removed, np.int64))
+        kept.setdefault(axis.parameter, []).append((axis.dim, torch.from_numpy(places)))
+    return {name: _take(tensors[name].detach(), cuts) for name, cuts in kept.items()}
+
+
+def _take(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+    for dim, places in sorted(cuts, key=lambda cut: len(cut[1]) / tensor.shape[cut[0]]):
+        tensor = tensor.index_select(dim, places.to(tensor.device))
+    return tensor.contiguous()

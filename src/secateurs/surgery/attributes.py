@@ -1,0 +1,35 @@
+"""The sizes that torch's own modules state about themselves, for ``repr`` and for code that reads them.
+
+What `forward` needs is found by the trace. These attributes are only read by people, and by other libraries:
+a ``Linear`` works with a wrong ``in_features``, but must not print it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+
+def restate_sizes(model: nn.Module) -> None:
+    """Set the declared sizes of torch's own modules from the shapes of their weights."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, _ConvNd) and isinstance(weight, Tensor):
+            first, second = int(weight.shape[0]), int(weight.shape[1])
+            module.out_channels = second * module.groups if module.transposed else first
+            module.in_channels = first if module.transposed else second * module.groups
+        elif isinstance(module, nn.Linear) and isinstance(weight, Tensor):
+            module.out_features, module.in_features = int(weight.shape[0]), int(weight.shape[1])
+        elif isinstance(module, nn.Bilinear) and isinstance(weight, Tensor):
+            module.out_features, module.in1_features, module.in2_features = (int(n) for n in weight.shape)
+        elif isinstance(module, _NormBase):
+            known = weight if isinstance(weight, Tensor) else module.running_mean
+            if isinstance(known, Tensor):
+                module.num_features = int(known.shape[0])
+        elif isinstance(module, nn.GroupNorm) and isinstance(weight, Tensor):
+            module.num_channels = int(weight.shape[0])
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and isinstance(weight, Tensor):
+            module.embedding_dim = int(weight.shape[1])
+        elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
+            module.num_parameters = int(weight.shape[0])
