@@ -1,0 +1,320 @@
+"""The training loop: on accelerate's devices, resumable at every epoch, keeping the best weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from secateurs.errors import TrainingError
+from secateurs.graph.tracing import call_model
+from secateurs.progress import Checkpoint, Event, Observer, State, derive_seed, ignore
+from secateurs.recovery.recipe import Epoch, History, Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Batches = Iterable[Any]
+LossFunction = Callable[[Any, Tensor], Tensor]
+Validation = Iterable[Any] | Callable[[nn.Module], float]
+_AUXILIARY = 0.3  # what the side outputs of an Inception or GoogLeNet count in training
+
+
+def finetune(
+    model: nn.Module,
+    batches: Batches | Callable[[int], Batches],
+    validation: Validation | None = None,
+    *,
+    recipe: Recipe | None = None,
+    loss_fn: LossFunction | None = None,
+    observer: Observer = ignore,
+    checkpoint: Checkpoint | None = None,
+    accelerator: Accelerator | None = None,
+) -> History:
+    """Train ``model`` in place and leave it with the best weights that it had.
+
+    The random numbers of an epoch follow from ``recipe.seed`` and its number alone, so that on a CPU a run
+    that is killed and resumed from its checkpoint ends with the same bits. The model's mode, its device and
+    the global random state are afterwards what they were; so are the weights of a run that fails, or the best
+    that it had until then.
+
+    Args:
+        model: Any model; parameters that require no gradient stay as they are, and so do the statistics
+            of batch norms that have no parameter to train.
+        batches: Pairs ``(inputs, targets)``, where inputs are a tensor, a tuple or a dict of keyword
+            arguments; or a function that gives such batches for the seed of an epoch.
+        validation: Batches to measure top-1 accuracy on after each epoch, or a function of the model whose
+            value is larger for better models. Without it the last weights are kept.
+        recipe: The settings; ``Recipe()`` if not given.
+        loss_fn: ``(outputs, targets)`` to a scalar mean; cross-entropy if not given.
+        observer: Called with an :class:`~secateurs.progress.Event` for each batch and each epoch.
+        checkpoint: Where the state goes after each epoch, and where it comes from at the start.
+        accelerator: Devices, precision and processes; by default the first GPU, else the CPU.
+
+    Returns:
+        Losses and scores of every epoch, and which epoch's weights were kept.
+
+    Raises:
+        TrainingError: The loss was no longer a number, or no parameter requires a gradient.
+
+    Example:
+        >>> inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
+        >>> history = finetune(nn.Linear(4, 2), [(inputs, targets)], recipe=Recipe(epochs=3, lr=0.1))
+        >>> history.epochs[2].loss < history.epochs[0].loss
+        True
+    """
+    recipe = recipe or Recipe()
+    if loss_fn is not None and recipe.label_smoothing:
+        message = f"label_smoothing={recipe.label_smoothing} has no effect on a loss_fn of your own"
+        raise TrainingError(message, fix="Recipe(label_smoothing=0) and smooth in loss_fn")
+    optimizer = recipe.optimizer_for(model)
+    with _prepared(model, accelerator) as (engine, network), _nothing_else_changed(model, batches):
+        if recipe.epochs == 0:
+            return History(start=_evaluate(model, validation, engine))
+        loop = _Loop(model, network, optimizer, recipe, loss_fn or _cross_entropy(recipe), engine)
+        return loop.run(batches, validation, observer, checkpoint)
+
+
+class _Loop:
+    """One call of :func:`finetune`, once everything is on its device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        loss_fn: LossFunction,
+        engine: Accelerator,
+    ) -> None:
+        self.model, self.network, self.recipe = model, network, recipe
+        self.loss_fn, self.engine = loss_fn, engine
+        self.plain_optimizer = optimizer
+        self.optimizer = engine.prepare_optimizer(optimizer)
+        self.best = _copy(model)
+
+    def run(
+        self,
+        batches: Batches | Callable[[int], Batches],
+        validation: Validation | None,
+        observer: Observer,
+        checkpoint: Checkpoint | None,
+    ) -> History:
+        history = self._restore(checkpoint.load() if checkpoint else None)
+        try:
+            if history is None:
+                history = History(start=_evaluate(self.model, validation, self.engine))
+            for number in range(len(history.epochs) + 1, self.recipe.epochs + 1):
+                started = time.perf_counter()
+                loss = self._train(number, batches, observer)
+                measured = _evaluate(self.model, validation, self.engine)
+                epoch = Epoch(
+                    number=number,
+                    loss=loss,
+                    score=measured.score,
+                    val_loss=measured.val_loss,
+                    seconds=round(time.perf_counter() - started, 3),
+                )
+                history = history.with_epoch(epoch)
+                if history.best == number:
+                    self.best = _copy(self.model)
+                if self.engine.is_main_process:
+                    if checkpoint:
+                        checkpoint.save(self._state(history))
+                    observer(Event("epoch", {**_facts(epoch), "epochs": self.recipe.epochs}))
+        finally:
+            self.model.load_state_dict(self.best)
+        return history
+
+    def _train(
+        self, number: int, batches: Batches | Callable[[int], Batches], observer: Observer
+    ) -> float:
+        """One epoch; gives the mean loss."""
+        seed = derive_seed(self.recipe.seed, "epoch", number)
+        _seed_everything(seed, batches)
+        data = batches(seed) if callable(batches) else batches
+        count = len(data) if hasattr(data, "__len__") else None
+        _training_mode(self.model, self.recipe)
+        total, samples = 0.0, 0
+        for index, (inputs, targets) in enumerate(_on_device(data, self.engine)):
+            lr = self.recipe.lr_at(number - 1 + index / count if count else number - 1)
+            loss = self._update(inputs, targets, lr)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} in epoch {number}, batch {index + 1}, at a learning rate of "
+                    f"{lr:.3g}; the model keeps the best weights that it had before",
+                    fix=f"lower lr to {self.recipe.lr / 10:.2g}, or set clip_norm=1.0",
+                )
+            total, samples = total + loss * len(targets), samples + len(targets)
+            if self.engine.is_main_process:
+                facts = {"epoch": number, "epochs": self.recipe.epochs, "batch": index + 1}
+                observer(Event("batch", {**facts, "batches": count, "loss": loss, "lr": lr}))
+        if samples == 0:
+            raise TrainingError("the training data gave no batch")
+        return total / samples
+
+    def _update(self, inputs: Any, targets: Tensor, lr: float) -> float:
+        """One step of the optimizer."""
+        for group in self.plain_optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss_fn(call_model(self.network, inputs), targets)
+        value = loss.item()
+        if math.isfinite(value):
+            self.engine.backward(loss)
+            if self.recipe.clip_norm is not None:
+                self.engine.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+        return value
+
+    def _state(self, history: History) -> State:
+        """All that the next epoch depends on, by name."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if history.best != len(history.epochs):
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, entries in self.plain_optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value
+        return State({"history": history.to_dict()}, tensors)
+
+    def _restore(self, state: State | None) -> History | None:
+        """Continue from ``state``; gives the history so far."""
+        if state is None:
+            return None
+        history = History.from_dict(state.facts["history"])
+        current = _below("model.", state.tensors)
+        self.model.load_state_dict(current)
+        self.best = _copy(self.model) if history.best == len(history.epochs) else _below("best.", state.tensors)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for path, value in _below("optimizer.", state.tensors).items():
+            index, name = path.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        groups = self.plain_optimizer.state_dict()["param_groups"]
+        self.plain_optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        return history
+
+
+@contextlib.contextmanager
+def _prepared(model: nn.Module, accelerator: Accelerator | None) -> Iterator[tuple[Accelerator, nn.Module]]:
+    """The model as accelerate runs it, and afterwards as it was, where it was."""
+    from accelerate import Accelerator
+
+    engine = accelerator or Accelerator()
+    device = next(model.parameters()).device
+    attributes = set(vars(model))
+    try:
+        yield engine, engine.prepare_model(model)
+    finally:
+        engine.unwrap_model(model, keep_fp32_wrapper=False)
+        for name in set(vars(model)) - attributes:
+            delattr(model, name)
+        model.to(device)
+        if accelerator is None:
+            engine.free_memory()
+
+
+@contextlib.contextmanager
+def _nothing_else_changed(model: nn.Module, batches: object) -> Iterator[None]:
+    """Put back the mode of every module, all random states, and take away the gradients."""
+    modes = {module: module.training for module in model.modules()}
+    generator = getattr(batches, "generator", None)
+    kept = generator.get_state() if generator is not None else None
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        if generator is not None and kept is not None:
+            generator.set_state(kept)
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def _seed_everything(seed: int, batches: object) -> None:
+    """Torch's random numbers, and those of a loader that has a generator of its own."""
+    torch.manual_seed(seed)
+    generator = getattr(batches, "generator", None)
+    if generator is not None:
+        generator.manual_seed(seed)
+
+
+def _training_mode(model: nn.Module, recipe: Recipe) -> None:
+    """Training mode, but for batch norms that are frozen."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            own = list(module.parameters(recurse=False))
+            if recipe.freeze_bn or (own and not any(parameter.requires_grad for parameter in own)):
+                module.eval()
+
+
+def _evaluate(model: nn.Module, validation: Validation | None, engine: Accelerator) -> Epoch:
+    """The model as it is, as an epoch with the number 0."""
+    from secateurs.measure.accuracy import accuracy
+
+    started = time.perf_counter()
+    score = loss = None
+    model.eval()
+    if callable(validation):
+        score = float(validation(model))
+    elif validation is not None:
+        measured = accuracy(model, validation, engine.device)
+        score, loss = measured.top1, measured.loss
+    if not all(value is None or math.isfinite(value) for value in (score, loss)):
+        raise TrainingError(f"the validation gives accuracy {score} and loss {loss}, which must be finite")
+    seconds = round(time.perf_counter() - started, 3)
+    return Epoch(number=0, loss=None, score=score, val_loss=loss, seconds=seconds)
+
+
+def _on_device(data: Batches, engine: Accelerator) -> Batches:
+    """The batches where the model is; a loader is shared out among the processes."""
+    if isinstance(data, DataLoader):
+        prepared: Batches = engine.prepare_data_loader(data)
+        return prepared
+    from accelerate.utils import send_to_device
+
+    return (send_to_device(batch, engine.device) for batch in data)
+
+
+def _cross_entropy(recipe: Recipe) -> LossFunction:
+    """The mean cross-entropy, with the side outputs that some networks have in training."""
+
+    def loss_fn(outputs: Any, targets: Tensor) -> Tensor:
+        main, *sides = outputs if isinstance(outputs, tuple) else (outputs,)
+        losses = [
+            cross_entropy(getattr(output, "logits", output), targets, label_smoothing=recipe.label_smoothing)
+            for output in (main, *sides)
+            if output is not None
+        ]
+        return losses[0] + _AUXILIARY * sum(losses[1:], torch.zeros_like(losses[0]))
+
+    return loss_fn
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _facts(epoch: Epoch) -> dict[str, Any]:
+    return {
+        "epoch": epoch.number,
+        "loss": epoch.loss,
+        "score": epoch.score,
+        "val_loss": epoch.val_loss,
+        "seconds": epoch.seconds,
+    }

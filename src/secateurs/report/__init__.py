@@ -1,0 +1,7 @@
+"""Pictures of what a job did; they show numbers and compute none."""
+
+from __future__ import annotations
+
+from secateurs.report.charts import LayerCut, accuracy_chart, before_after_chart, removed_chart
+
+__all__ = ["LayerCut", "accuracy_chart", "before_after_chart", "removed_chart"]
