@@ -5,6 +5,7 @@ config.json         what was asked for, resolved, with versions and machine
 events.jsonl        what happened, a line an event
 plan-01.json ...    the cuts, in the order in which they were made
 state.json          while the job runs: where it stands; names the tensor file that belongs to it
+iterations.json     what each cut removed, and accuracy before and after each fine-tune
 model.safetensors   the weights of the result, with the number of its plans
 metrics.json        {"before": {...}, "after": {...}}, written last: a run that has it is finished
 *.png               pictures
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _CONFIG, _EVENTS, _STATE = "config.json", "events.jsonl", "state.json"
-_MODEL, _METRICS, _LOCK = "model.safetensors", "metrics.json", ".lock"
+_MODEL, _METRICS, _TABLE, _LOCK = "model.safetensors", "metrics.json", "iterations.json", ".lock"
 _PACKAGES = ("secateurs", "torch", "torchvision", "accelerate", "safetensors", "numpy")
 
 
@@ -211,9 +212,10 @@ class Run:
 
         try:
             architecture = Architecture.from_dict(self.config["architecture"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (SecateursError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{self.path / _CONFIG} names no architecture", where=str(self.path)) from error
-        model = build_architecture(architecture)
+        with torch.random.fork_rng(devices=[]):
+            model = build_architecture(architecture)
         for plan in self.plans(plans):
             model = apply(model, plan, inplace=True)
         return model
@@ -232,6 +234,15 @@ class Run:
             message = f"{self.path / _MODEL} does not fit the model that config.json and {count} plans give"
             raise RunError(message, where=str(error).splitlines()[-1].strip()) from error
         return model.eval()
+
+    def save_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``iterations.json``: one entry for each cut."""
+        files.write_json(self.path / _TABLE, {"iterations": list(rows)})
+
+    def table(self) -> list[dict[str, Any]]:
+        """The entries of ``iterations.json``; none for a run that cut nothing."""
+        path = self.path / _TABLE
+        return list(files.read_json(path)["iterations"]) if path.exists() else []
 
     def save_metrics(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Write ``metrics.json``, which makes the run a finished one."""
@@ -305,4 +316,3 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,14 +134,12 @@ class _Loop:
             self.model.load_state_dict(self.best)
         return history
 
-    def _train(
-        self, number: int, batches: Batches | Callable[[int], Batches], observer: Observer
-    ) -> float:
+    def _train(self, number: int, batches: Batches | Callable[[int], Batches], observer: Observer) -> float:
         """One epoch; gives the mean loss."""
         seed = derive_seed(self.recipe.seed, "epoch", number)
         _seed_everything(seed, batches)
         data = batches(seed) if callable(batches) else batches
-        count = len(data) if hasattr(data, "__len__") else None
+        count = len(data) if isinstance(data, Sized) else None
         _training_mode(self.model, self.recipe)
         total, samples = 0.0, 0
         for index, (inputs, targets) in enumerate(_on_device(data, self.engine)):
@@ -193,7 +191,9 @@ class _Loop:
         history = History.from_dict(state.facts["history"])
         current = _below("model.", state.tensors)
         self.model.load_state_dict(current)
-        self.best = _copy(self.model) if history.best == len(history.epochs) else _below("best.", state.tensors)
+        self.best = (
+            _copy(self.model) if history.best == len(history.epochs) else _below("best.", state.tensors)
+        )
         entries: dict[int, dict[str, Tensor]] = {}
         for path, value in _below("optimizer.", state.tensors).items():
             index, name = path.split(".", 1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _GONE, _KEPT, _BEFORE, _AFTER = "#c8553d", "#dfe3e6", "#9aa5ad", "#2f6f4f"
 _INK, _SOFT = "#22292e", "#5b666e"
 _UPRIGHT = 24  # layers that still fit side by side
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,

@@ -1,0 +1,28 @@
+"""The command line: parse, call the library, print. One file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from secateurs.cli.bench import bench
+from secateurs.cli.demo import demo
+from secateurs.cli.inspect import inspect
+from secateurs.cli.prune import prune
+from secateurs.cli.train import train
+
+app = typer.Typer(
+    name="secateurs",
+    help="Cut channels out of a trained PyTorch network, prove the cut, and heal the loss of accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, train, prune, inspect, bench):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line of the process."""
+    app()

@@ -1,0 +1,127 @@
+"""A job on the screen: progress bars on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from secateurs.cli import text
+from secateurs.progress import Event
+
+
+class Display:
+    """The observer that prints; use it as a context, so that its bar goes away at the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._live = self._console.is_terminal
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        self._symbol = "█" if self._live and unicode else "#"
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._bar: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Print what there is to say of an event."""
+        tell = getattr(self, f"_on_{event.name}", None)
+        if tell is not None:
+            tell(event.facts)
+
+    def say(self, line: str = "", style: str | None = None) -> None:
+        """One line, or several; brackets in it are no markup."""
+        self._console.print(line, style=style, markup=False)
+        sys.stdout.flush()
+
+    def _on_section(self, facts: Mapping[str, Any]) -> None:
+        self.say(f"\n{facts['title']}", "bold")
+
+    def _on_started(self, facts: Mapping[str, Any]) -> None:
+        plural = "" if facts["threads"] == 1 else "s"
+        self.say(f"{facts['model']} on {facts['data']}")
+        for note in facts["notes"]:
+            self.say(f"  {note}", "dim")
+        self.say(f"  run {facts['run']}, {facts['device']}, {facts['threads']} thread{plural}", "dim")
+
+    def _on_measured(self, facts: Mapping[str, Any]) -> None:
+        numbers = f"{text.count(facts['params'])} parameters, {text.count(facts['macs'])} MACs"
+        self.say(
+            f"{facts['when']}: test accuracy {text.share(facts['accuracy'])}, {numbers}, "
+            f"{text.size(facts['file_bytes'])}"
+        )
+
+    def _on_batch(self, facts: Mapping[str, Any]) -> None:
+        if not self._live:
+            return
+        if self._bar is None:
+            self._bar = self._progress.add_task("", note="")
+        self._progress.update(
+            self._bar,
+            description=f"{_place(facts)}epoch {facts['epoch']}/{facts['epochs']}",
+            completed=facts["batch"],
+            total=facts["batches"],
+            note=f"loss {facts['loss']:.3f}",
+        )
+
+    def _on_epoch(self, facts: Mapping[str, Any]) -> None:
+        validation = "" if facts["score"] is None else f"  validation {text.share(facts['score'])}"
+        self.say(
+            f"  {_place(facts)}epoch {facts['epoch']}/{facts['epochs']}  loss {facts['loss']:.4f}{validation}"
+            f"  {facts['seconds']:.1f} s"
+        )
+        self._remove_bar()
+
+    def _on_cut(self, facts: Mapping[str, Any]) -> None:
+        self.say(
+            f"\ncut {facts['iteration']}/{facts['iterations']}: {facts['removed']} units leave, "
+            f"{text.share(facts['macs_share'])} of the MACs and {text.share(facts['params_share'])} of the "
+            "parameters remain",
+            "bold",
+        )
+        self.say(text.bars(facts["layers"], self._symbol))
+        self.say(f"  {facts['verified']}")
+        self.say(f"  validation {text.share(facts['accuracy_cut'])} before the fine-tune")
+
+    def _on_healed(self, facts: Mapping[str, Any]) -> None:
+        kept = f"epoch {facts['kept_epoch']}" if facts["kept_epoch"] else "the weights from before it"
+        self.say(f"  validation {text.share(facts['accuracy_tuned'])} after the fine-tune, {kept} kept")
+        self._remove_bar()
+
+    def _on_finished(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
+        self.say()
+        self.say(text.before_after(facts["before"], facts["after"]))
+
+    def _remove_bar(self) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+
+def _place(facts: Mapping[str, Any]) -> str:
+    """Which fine-tune an epoch belongs to."""
+    if "stage" not in facts:
+        return ""
+    if facts["stage"] == "final":
+        return "last fine-tune, "
+    return f"fine-tune {facts['iteration']}/{facts['iterations']}, "

@@ -1,0 +1,103 @@
+"""``secateurs inspect``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateurs.cli import common, text
+
+if TYPE_CHECKING:
+    from secateurs.graph import Graph
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="An architecture such as torchvision:resnet50, or a run.")],
+    classes: common.Classes = None,
+    input_size: common.InputSize = None,
+    json: common.Json = False,
+) -> None:
+    """Show what can be cut out of a model, what each unit costs, and what is locked and why.
+
+    [bold]secateurs inspect torchvision:resnet18[/bold]
+
+    A unit is what leaves as a whole: a filter with all that goes with it. The last columns say how many
+    parameters and multiply-accumulates one unit of the group saves.
+    """
+    with common.clear_exits():
+        import torch
+
+        from secateurs.graph import trace
+
+        network, shape = common.named_model(model, classes=classes, input_size=input_size)
+        graph = trace(network, torch.zeros(1, *shape))
+        facts = describe(graph)
+        if json:
+            common.print_json({"model": model, "input_size": list(shape), **facts})
+        else:
+            typer.echo(_as_text(model, facts))
+
+
+def describe(graph: Graph) -> dict[str, Any]:
+    """What a graph holds, as JSON can hold it."""
+    cost = graph.cost()
+    groups = []
+    for group in graph.groups:
+        one = graph.group_cost(group)
+        groups.append(
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "units": group.size,
+                "params_per_unit": one.params,
+                "macs_per_unit": one.macs,
+                "slices": [
+                    {"parameter": part.parameter, "dim": part.dim, "role": part.role} for part in group.slices
+                ],
+            }
+        )
+    locked = [
+        {
+            "name": lock.name,
+            "parameter": lock.parameter,
+            "dim": lock.dim,
+            "size": lock.size,
+            "reason": lock.reason,
+            "source": lock.source,
+        }
+        for lock in graph.locked
+    ]
+    return {"params": cost.params, "macs": cost.macs, "groups": groups, "locked": locked}
+
+
+def _as_text(model: str, facts: dict[str, Any]) -> str:
+    units = sum(group["units"] for group in facts["groups"])
+    lines = [
+        f"{model}: {text.count(facts['params'])} parameters, {text.count(facts['macs'])} MACs, "
+        f"{len(facts['groups'])} groups of {units} units",
+        "",
+        text.table(
+            ("group", "kind", "units", "slices", "params a unit", "MACs a unit"),
+            [
+                (
+                    group["name"],
+                    group["kind"],
+                    str(group["units"]),
+                    str(len(group["slices"])),
+                    text.count(group["params_per_unit"]),
+                    text.count(group["macs_per_unit"]),
+                )
+                for group in facts["groups"]
+            ],
+        ),
+        "",
+    ]
+    reasons: dict[str, list[str]] = {}
+    for lock in facts["locked"]:
+        place = f" ({lock['source']})" if lock["source"] else ""
+        name = f"{lock['parameter']} dimension {lock['dim']}"
+        reasons.setdefault(f"{lock['reason']}{place}", []).append(name)
+    lines.append("locked:" if reasons else "locked: nothing")
+    lines += [f"  {', '.join(names)}\n    {reason}" for reason, names in reasons.items()]
+    return "\n".join(lines)

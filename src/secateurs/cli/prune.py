@@ -1,0 +1,126 @@
+"""``secateurs prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateurs.cli import common
+from secateurs.errors import BudgetError
+
+
+def prune(
+    run: Annotated[Path, typer.Argument(help="The run directory of the model, from train or prune.")],
+    data: Annotated[str | None, typer.Option(help="Folder of images.", show_default="the run's own")] = None,
+    remove: Annotated[int | None, typer.Option(min=1, help="Filters that leave in each iteration.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What remains at the end: macs=0.3, params=0.3 or units=0.3.")
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Rounds of rank, cut and fine-tune.")] = 5,
+    finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs after each cut.")] = 10,
+    final_epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs of the longer fine-tune at the end.", show_default="1.5 times"),
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="How units are ranked: taylor, taylor-signed, l1, l2, random.")
+    ] = "taylor",
+    scope: Annotated[
+        str, typer.Option(help="global: one ranking of all units; local: the same share everywhere.")
+    ] = "global",
+    round_to: Annotated[int, typer.Option(min=1, help="Layers keep a multiple of this many units.")] = 1,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of groups to cut, with commas: channel,neuron,head,...",
+            show_default="channel with --remove, else every kind",
+        ),
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Groups to leave alone, as a pattern.")] = None,
+    rank_images: Annotated[
+        int | None, typer.Option(min=1, help="Training images to rank on.", show_default="all")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="The highest learning rate of a fine-tune.")] = 0.001,
+    optimizer: common.Optimizer = "sgd",
+    schedule: common.Schedule = "cosine",
+    warmup_epochs: common.Warmup = 0.0,
+    weight_decay: common.WeightDecay = 1e-4,
+    label_smoothing: common.LabelSmoothing = 0.0,
+    clip_norm: common.ClipNorm = None,
+    freeze_bn: common.FreezeBn = False,
+    batch_size: common.BatchSize = 32,
+    workers: common.Workers = 0,
+    seed: common.Seed = 0,
+    threads: common.Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory to make.", show_default="RUN-pruned")
+    ] = None,
+    resume: common.Resume = False,
+) -> None:
+    """Rank, cut, verify and fine-tune a trained model, again and again.
+
+    The article's way, 512 filters of the whole network at a time:
+
+    [bold]secateurs prune runs/train-vgg16 --remove 512 --iterations 5 --finetune-epochs 10[/bold]
+
+    Or down to a share of the multiply-accumulates, in steps that each take the same share:
+
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.3[/bold]
+    """
+    from secateurs.cli.display import Display
+    from secateurs.jobs import PruneSettings, prune_job
+    from secateurs.recovery import Recipe
+
+    with common.clear_exits(parsing=True):
+        if remove is None and target is None:
+            raise BudgetError("say how much is to leave", fix="--remove 512, or --target macs=0.3")
+        settings = PruneSettings(
+            source=str(run),
+            data=data,
+            remove=remove,
+            target=parse_target(target),
+            iterations=iterations,
+            criterion=criterion,
+            scope=scope,
+            round_to=round_to,
+            kinds=tuple(kinds.split(",")) if kinds else None,
+            skip=tuple(skip or ()),
+            rank_images=rank_images,
+            final_epochs=final_epochs,
+            recipe=Recipe(
+                epochs=finetune_epochs,
+                lr=lr,
+                optimizer=optimizer,
+                schedule=schedule,
+                warmup_epochs=warmup_epochs,
+                weight_decay=weight_decay,
+                label_smoothing=label_smoothing,
+                clip_norm=clip_norm,
+                freeze_bn=freeze_bn,
+            ),
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            seed=seed,
+        )
+    with common.clear_exits(), Display() as display:
+        place = out or run.with_name(f"{run.name}-pruned")
+        result = prune_job(settings, place, resume=resume, observer=display)
+        display.say(f"\nrun directory: {result.path}")
+
+
+def parse_target(text: str | None) -> tuple[str, float] | None:
+    """``"macs=0.3"`` as a name and a number.
+
+    Raises:
+        BudgetError: It is not of that form.
+    """
+    if text is None:
+        return None
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise BudgetError(f"a target is a name and a share, got {text!r}", fix="--target macs=0.3") from error

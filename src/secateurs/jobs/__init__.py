@@ -1,0 +1,19 @@
+"""Whole jobs, from a folder of images to a run directory; resumable at any point."""
+
+from __future__ import annotations
+
+from secateurs.jobs.demo import demo_job
+from secateurs.jobs.prune import prune_job
+from secateurs.jobs.settings import DataSettings, PruneSettings, TrainSettings
+from secateurs.jobs.train import train_job
+from secateurs.jobs.workplace import JobResult
+
+__all__ = [
+    "DataSettings",
+    "JobResult",
+    "PruneSettings",
+    "TrainSettings",
+    "demo_job",
+    "prune_job",
+    "train_job",
+]

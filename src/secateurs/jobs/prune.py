@@ -1,0 +1,293 @@
+"""The article's loop: rank, cut, prove, fine-tune, again; and a longer fine-tune at the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from secateurs.criteria import Criterion, Random
+from secateurs.errors import DataError
+from secateurs.graph import Graph, trace
+from secateurs.jobs.measuring import sizes, speeds, top1
+from secateurs.jobs.settings import PruneSettings
+from secateurs.jobs.workplace import (
+    Job,
+    JobResult,
+    StageCheckpoint,
+    data_of,
+    finish,
+    open_run,
+    threads,
+)
+from secateurs.planning import Budget, Plan, Remove
+from secateurs.planning.ranking import candidates
+from secateurs.progress import Event, Observer, State, derive_seed, ignore
+from secateurs.pruning import Step, prune_steps
+from secateurs.recovery import History, finetune
+from secateurs.report import LayerCut, accuracy_chart, before_after_chart, removed_chart
+from secateurs.runs import Run
+
+
+def prune_job(
+    settings: PruneSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    observer: Observer = ignore,
+    beside: tuple[str, ...] = (),
+) -> JobResult:
+    """Prune the model of a finished run, and leave the smaller one in a run directory of its own.
+
+    Each iteration ranks the units in eval mode on training images as they are, cuts the lowest in one pass,
+    proves the cut, and fine-tunes all parameters. Every choice rests on the validation images; the test
+    images are read once before and once after.
+
+    Args:
+        settings: Which model, how much of it, and how.
+        out: The run directory: absent or empty, unless ``resume``.
+        resume: Continue a job that was killed, from its last finished cut or epoch. On a CPU it ends with the
+            same plans and weights as one that was not.
+        observer: Called with an :class:`~secateurs.progress.Event` for all that happens.
+        beside: Names of folders that may be in ``out`` already.
+
+    Returns:
+        Where the run is, its metrics, and a row for each iteration.
+
+    Raises:
+        DataError: The images are missing, or of other classes than the model's.
+        RunError: The run to prune is not finished, or ``out`` is taken.
+        BudgetError: The target is out of reach.
+        VerifyError: A cut was wrong.
+        TrainingError: Training diverged.
+    """
+    settings = settings.resolved()
+    origin = Run(settings.source)
+    data = data_of(origin).at(settings.data)
+    with threads(settings.threads):
+        source = data.load()
+        names = origin.config.get("class_names")
+        if names != list(source.class_names):
+            raise DataError(
+                f"the model knows the classes {names}, but {source.name} has {list(source.class_names)}"
+            )
+        config = {
+            "command": "prune",
+            "architecture": origin.config.get("architecture"),
+            "data": asdict(data),
+            "class_names": names,
+            "settings": settings.to_dict(),
+        }
+        with open_run(Path(out), config, resume=resume, beside=beside) as run:
+            if not run.is_finished:
+                _Pruning(Job(run, source, settings, observer), settings, origin).run()
+            return JobResult(path=run.path, metrics=run.metrics(), iterations=tuple(run.table()))
+
+
+class _Pruning:
+    """One pruning job; stages 1 to ``iterations`` cut and fine-tune, one more only fine-tunes."""
+
+    def __init__(self, job: Job, settings: PruneSettings, origin: Run) -> None:
+        self.job, self.settings, self.origin = job, settings, origin
+        self.name = str(job.run.config["architecture"]["name"])
+        self.inherited = origin.plans()
+        self.stages = settings.iterations + 1
+        self.state = job.run.load_state()
+        self.facts: dict[str, Any] = {"stage": 0, "rows": []}
+        self.model: nn.Module
+
+    def run(self) -> None:
+        """All that is not done yet."""
+        self._begin()
+        for stage in range(max(self.facts["stage"], 1), self.stages + 1):
+            if stage > self.facts["stage"]:
+                self._cut(stage) if stage < self.stages else self._enter_last()
+            self._heal(stage)
+        self._finish()
+
+    def _begin(self) -> None:
+        """Measure the model to be pruned, or take up the state of a killed job."""
+        self.job.tell_start(self.name)
+        if self.state is None:
+            for number, plan in enumerate(self.inherited, 1):
+                self.job.run.save_plan(number, plan)
+            self.model = self.origin.model().to(self.job.device)
+            before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
+            before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
+            before["units"] = self._units(trace(self.model.eval(), self.job.example()))
+            self.facts["before"] = before
+            self._keep()
+            self.job.tell(Event("measured", {"when": "before", **before}))
+            return
+        self.facts = {key: value for key, value in self.state.facts.items() if key != "training"}
+        if self.facts["stage"] == 0:
+            self.model = self.origin.model().to(self.job.device)
+            return
+        cuts = min(self.facts["stage"], self.settings.iterations)
+        self.model = self.job.run.build(len(self.inherited) + cuts).to(self.job.device)
+        self.model.load_state_dict(_model_tensors(self.state))
+
+    def _cut(self, stage: int) -> None:
+        """Rank, cut, verify; then keep plan, picture and weights."""
+        step = self._step(stage)
+        self.model = step.model
+        measured = sizes(self.model, self.job.example(1))
+        row = {
+            "iteration": stage,
+            "removed": len(step.plan),
+            **measured,
+            "macs_share": measured["macs"] / self.facts["before"]["macs"],
+            "params_share": measured["params"] / self.facts["before"]["params"],
+            "verified": str(step.verified),
+            "max_error": step.verified.max_error,
+            "accuracy_cut": top1(self.model, self.job.validation_batches())["accuracy"],
+            "layers": _layers(step.graph, step.plan, self.settings),
+        }
+        self.job.run.save_plan(len(self.inherited) + stage, step.plan)
+        self._draw_cut(row, self.job.run.path / f"removed-{stage:02d}.png")
+        self.facts["stage"] = stage
+        self.facts["rows"] = [*self.facts["rows"], row]
+        self._keep()
+        self.job.tell(Event("cut", {**row, "iterations": self.settings.iterations}))
+
+    def _step(self, stage: int) -> Step:
+        """One round of rank and cut on the model as it is now."""
+        settings = self.settings
+        steps = prune_steps(
+            self.model.eval().requires_grad_(True),
+            self.job.example(),
+            criterion=_criterion(settings, stage),
+            budget=self._budget(stage),
+            data=self.job.ranking_batches(settings.rank_images),
+            loss_fn=cross_entropy,
+            scope="local" if settings.scope == "local" else "global",
+            round_to=settings.round_to,
+            kinds=settings.cut_kinds,
+            skip=settings.skip,
+        )
+        return next(steps)
+
+    def _budget(self, stage: int) -> Budget | Remove:
+        """What is to remain of the model as it is now, so that the last iteration meets the target."""
+        if self.settings.remove is not None:
+            return Remove(self.settings.remove)
+        quantity, share = self.settings.target or ("macs", 1.0)
+        goal = share ** (stage / self.settings.iterations) * self.facts["before"][quantity]
+        example = self.job.example()
+        if quantity == "units":
+            now = self._units(trace(self.model.eval(), example))
+        else:
+            now = sizes(self.model, example[:1])[quantity]
+        return Budget(**{quantity: min(1.0, goal / now)})
+
+    def _units(self, graph: Graph) -> int:
+        groups = candidates(graph, kinds=self.settings.cut_kinds, skip=self.settings.skip)
+        return sum(group.size for group in groups)
+
+    def _enter_last(self) -> None:
+        """The last stage cuts nothing."""
+        row = {**self.facts["rows"][-1], "iteration": None, "removed": 0, "layers": []}
+        self.facts["stage"] = self.stages
+        self.facts["rows"] = [*self.facts["rows"], {**row, "accuracy_cut": row["accuracy_tuned"]}]
+
+    def _heal(self, stage: int) -> None:
+        """Fine-tune all parameters, resumed where a killed job was."""
+        recipe = replace(self.settings.recipe, seed=derive_seed(self.settings.seed, "finetune", stage))
+        if stage == self.stages:
+            recipe = replace(recipe, epochs=self.settings.last_epochs)
+        history = finetune(
+            self.model.requires_grad_(True),
+            self.job.training_batches(),
+            self.job.validation_batches(),
+            recipe=recipe,
+            observer=self._tell_epoch,
+            checkpoint=StageCheckpoint(self.job.run, self.facts, self.state),
+        )
+        self.state = None
+        self._note(history)
+
+    def _tell_epoch(self, event: Event) -> None:
+        stage = self.facts["stage"]
+        where = {"stage": "final" if stage == self.stages else "iteration", "iteration": stage}
+        self.job.tell(Event(event.name, {**where, "iterations": self.settings.iterations, **event.facts}))
+
+    def _note(self, history: History) -> None:
+        """Write down what the fine-tune came to."""
+        *others, row = self.facts["rows"]
+        row = {**row, "accuracy_tuned": history.kept.score, "kept_epoch": history.best}
+        row["epochs"] = [asdict(epoch) for epoch in history.epochs]
+        self.facts["rows"] = [*others, row]
+        told = {key: value for key, value in row.items() if key not in ("epochs", "layers")}
+        self.job.tell(Event("healed", {**told, "iterations": self.settings.iterations}))
+
+    def _finish(self) -> None:
+        """Measure both models, draw, save."""
+        job, rows = self.job, self.facts["rows"]
+        after = {**top1(self.model, job.test_batches()), **sizes(self.model, job.example(1))}
+        after["val_accuracy"] = rows[-1]["accuracy_tuned"]
+        after["units"] = self._units(trace(self.model.eval(), job.example()))
+        speed = speeds({"before": self.origin.model(), "after": self.model}, job.example(1))
+        before = self.facts["before"] | speed["before"]
+        after |= speed["after"]
+        self._draw_all(before, after)
+        job.run.save_table(rows)
+        finish(job, self.model, before, after, plans=len(self.inherited) + self.settings.iterations)
+
+    def _keep(self) -> None:
+        """Keep the model as it is between two trainings."""
+        tensors: dict[str, Tensor] = {}
+        if self.facts["stage"]:
+            tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        self.state = None
+        self.job.run.save_state(State({**self.facts, "training": None}, tensors))
+
+    def _draw_cut(self, row: dict[str, Any], path: Path) -> None:
+        layers = [LayerCut(**layer) for layer in row["layers"]]
+        removed_chart(
+            layers, path, title=f"{self.name}, cut {row['iteration']} of {self.settings.iterations}"
+        )
+
+    def _draw_all(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        folder, rows = self.job.run.path, self.facts["rows"]
+        total = [LayerCut(**layer) for layer in _summed(rows)]
+        removed_chart(total, folder / "removed.png", title=f"{self.name}, all {len(rows) - 1} cuts")
+        title = f"{self.name} on {Path(self.job.source.name).name}"
+        before_after_chart(before, after, folder / "before-after.png", title=title)
+        accuracy_chart(before["val_accuracy"], rows, folder / "accuracy.png", title=title)
+
+
+def _criterion(settings: PruneSettings, stage: int) -> str | Criterion:
+    """The criterion by name; random importance gets a seed for each iteration."""
+    if settings.criterion == "random":
+        return Random(derive_seed(settings.seed, "rank", stage) % 2**31)
+    return settings.criterion
+
+
+def _layers(graph: Graph, plan: Plan, settings: PruneSettings) -> list[dict[str, Any]]:
+    """How many units each group had and lost, in the order of the network."""
+    lost = {cut.name: len(cut.removed) for cut in plan.groups}
+    return [
+        {"name": group.name, "size": group.size, "removed": lost.get(group.name, 0)}
+        for group in candidates(graph, kinds=settings.cut_kinds, skip=settings.skip)
+    ]
+
+
+def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each group had at first and lost over all cuts."""
+    total: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for layer in row["layers"]:
+            first = total.setdefault(layer["name"], {**layer, "removed": 0})
+            first["removed"] += layer["removed"]
+    return list(total.values())
+
+
+def _model_tensors(state: State) -> dict[str, Tensor]:
+    return {
+        name.removeprefix("model."): tensor
+        for name, tensor in state.tensors.items()
+        if name.startswith("model.")
+    }

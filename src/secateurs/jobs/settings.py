@@ -1,0 +1,195 @@
+"""What a job is asked to do, complete, so that ``config.json`` can hold it and a resume can check it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from secateurs.errors import BudgetError, DataError, RunError
+from secateurs.recovery.recipe import Recipe
+
+if TYPE_CHECKING:
+    from secateurs.data import DataSource
+
+TARGETS = ("macs", "params", "units")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Which images, and in what form; a pruned run takes over those of the run that it prunes.
+
+    Attributes:
+        path: The folder, or ``None`` for the bundled digits.
+        image_size: Pixels of the square images; the data's usual size if ``None``.
+        channels: 1 or 3; the data's usual number if ``None``.
+        mean: Subtracted from each channel in [0, 1]; the data's usual values if ``None``.
+        std: What each channel is divided by then; the data's usual values if ``None``.
+        val_share: The share of the training images held out for validation.
+        seed: What the choice of the validation images follows from.
+        augment: Whether training images vary at random.
+    """
+
+    path: str | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    val_share: float = 0.1
+    seed: int = 0
+    augment: bool = True
+
+    def load(self) -> DataSource:
+        """The sets that these settings describe.
+
+        Raises:
+            DataError: See :func:`secateurs.data.load_data`.
+        """
+        from secateurs.data import load_data
+
+        return load_data(**asdict(self))
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> DataSettings:
+        """The settings that a run's configuration holds."""
+        pairs = {key: tuple(facts[key]) for key in ("mean", "std") if facts.get(key) is not None}
+        return cls(**{**facts, **pairs})
+
+    def at(self, path: str | None) -> DataSettings:
+        """The same form of images from another folder; unchanged for ``None``."""
+        return self if path is None else replace(self, path=absolute_data(path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _JobSettings:
+    """What every job has.
+
+    Attributes:
+        recipe: How to train; its seed is replaced by one that follows from ``seed``.
+        batch_size: Images in a batch.
+        workers: Processes that read images ahead.
+        threads: Of this process; as many as torch takes if ``None``.
+        seed: What every random number of the job follows from.
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    batch_size: int = 32
+    workers: int = 0
+    threads: int | None = None
+    seed: int = 0
+
+    def _check(self) -> None:
+        if self.batch_size < 1:
+            raise DataError(f"`batch_size >= 1` must hold, got batch_size={self.batch_size}")
+        if self.workers < 0:
+            raise DataError(f"`workers >= 0` must hold, got workers={self.workers}")
+        if self.threads is not None and self.threads < 1:
+            raise RunError(f"`threads >= 1` must hold, got threads={self.threads}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON can hold them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings(_JobSettings):
+    """What :func:`secateurs.jobs.train_job` is asked to do.
+
+    Attributes:
+        data: The images.
+        model: An architecture, such as ``"torchvision:vgg16"``.
+        head: ``"keep"``, ``"linear"`` or ``"article"``.
+        weights: A name of torchvision's, a ``.pth`` or ``.safetensors`` file, or ``"none"``.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: str = "secateurs:vgg-digits"
+    head: str = "keep"
+    weights: str = "none"
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def resolved(self) -> Self:
+        """The same with paths that mean the same from every folder."""
+        path = None if self.data.path is None else absolute_data(self.data.path)
+        weights = str(Path(self.weights).resolve()) if Path(self.weights).is_file() else self.weights
+        return replace(self, data=replace(self.data, path=path), weights=weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneSettings(_JobSettings):
+    """What :func:`secateurs.jobs.prune_job` is asked to do: how much leaves, and how.
+
+    Attributes:
+        source: The run directory of the trained model.
+        data: Another folder of images; those that the model was trained on if ``None``.
+        remove: Units that leave in each iteration. Either this or ``target``.
+        target: What remains after the last iteration: ``("macs", 0.3)``; also ``"params"`` and ``"units"``.
+        iterations: Rounds of rank, cut and fine-tune. The shares on the way to a target are spaced
+            geometrically, so that each round takes the same share of what the one before left.
+        criterion: The name of a criterion.
+        scope: ``"global"`` or ``"local"``.
+        round_to: What the number of units that a group keeps is a multiple of.
+        kinds: Kinds of groups to cut; by default filters alone with ``remove``, every kind with ``target``.
+        skip: Glob patterns of groups to leave alone.
+        rank_images: Training images to rank on; all if ``None``.
+        final_epochs: Epochs of the longer fine-tune at the end; one and a half times ``recipe.epochs``
+            if ``None``.
+    """
+
+    source: str
+    data: str | None = None
+    remove: int | None = None
+    target: tuple[str, float] | None = None
+    iterations: int = 5
+    criterion: str = "taylor"
+    scope: str = "global"
+    round_to: int = 1
+    kinds: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+    rank_images: int | None = None
+    final_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+        if (self.remove is None) == (self.target is None):
+            given = f"remove={self.remove}, target={self.target}"
+            raise BudgetError(f"exactly one of remove and target must be given, got {given}")
+        if self.target is not None:
+            quantity, share = self.target
+            if quantity not in TARGETS or not 0 < share <= 1:
+                rule = "a target is one of macs, params, units and a share in (0, 1]"
+                raise BudgetError(f"{rule}, got {quantity}={share}", fix="--target macs=0.3")
+        for name, value, least in (
+            ("remove", self.remove, 1),
+            ("iterations", self.iterations, 1),
+            ("round_to", self.round_to, 1),
+            ("rank_images", self.rank_images, 1),
+            ("final_epochs", self.final_epochs, 0),
+        ):
+            if value is not None and value < least:
+                raise BudgetError(f"`{name} >= {least}` must hold, got {name}={value}")
+        if self.scope not in ("global", "local"):
+            raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
+
+    @property
+    def last_epochs(self) -> int:
+        """Epochs of the fine-tune at the end."""
+        return self.recipe.epochs * 3 // 2 if self.final_epochs is None else self.final_epochs
+
+    @property
+    def cut_kinds(self) -> tuple[str, ...] | None:
+        """Kinds of groups that may be cut; ``None`` for every kind."""
+        return ("channel",) if self.kinds is None and self.remove is not None else self.kinds
+
+    def resolved(self) -> Self:
+        """The same with paths that mean the same from every folder."""
+        data = None if self.data is None else absolute_data(self.data)
+        return replace(self, source=str(Path(self.source).resolve()), data=data)
+
+
+def absolute_data(path: str) -> str:
+    """A data path that means the same from every folder; the name ``"digits"`` stays."""
+    return path if path == "digits" else str(Path(path).resolve())

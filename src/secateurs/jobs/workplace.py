@@ -1,0 +1,195 @@
+"""What the jobs share: an open run, the data, the device, and one stream of events."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from secateurs.data import DataSource, loader
+from secateurs.errors import RunError
+from secateurs.jobs.settings import DataSettings, PruneSettings, TrainSettings
+from secateurs.progress import Event, Observer, State
+from secateurs.runs import Run, has_begun
+
+_COMPARED = ("command", "architecture", "data", "settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """What a job came to.
+
+    Attributes:
+        path: The run directory.
+        metrics: ``{"before": {...}, "after": {...}}``, as ``metrics.json`` holds it.
+        iterations: One entry for each cut and one for the fine-tune at the end; none for training.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    iterations: tuple[dict[str, Any], ...] = ()
+
+
+class Job:
+    """A job at work: its run, its data and those who watch it."""
+
+    def __init__(
+        self,
+        run: Run,
+        source: DataSource,
+        settings: TrainSettings | PruneSettings,
+        observer: Observer,
+    ) -> None:
+        self.run, self.source, self.settings = run, source, settings
+        self._observer = observer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the observer, and keep it unless it is one of very many."""
+        if event.name != "batch":
+            self.run.log(event)
+        self._observer(event)
+
+    def training_batches(self) -> Callable[[int], DataLoader[Any]]:
+        """Augmented, shuffled batches for the seed of an epoch."""
+        return lambda seed: self._loader(self.source.train, shuffle=True, seed=seed)
+
+    def ranking_batches(self, limit: int | None) -> DataLoader[Any]:
+        """Training images as they are; a seeded choice of ``limit`` of them."""
+        images = self.source.ranking
+        if limit is None or limit >= len(images):
+            return self._loader(images)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.settings.seed))
+        return self._loader(Subset(images, sorted(order[:limit].tolist())))
+
+    def validation_batches(self) -> DataLoader[Any]:
+        """The held-out images."""
+        return self._loader(self.source.val)
+
+    def test_batches(self) -> DataLoader[Any]:
+        """The images that are read once before and once after."""
+        return self._loader(self.source.test)
+
+    def _loader(self, images: Any, *, shuffle: bool = False, seed: int = 0) -> DataLoader[Any]:
+        size, workers = self.settings.batch_size, self.settings.workers
+        return loader(images, batch_size=size, shuffle=shuffle, seed=seed, workers=workers)
+
+    def example(self, count: int = 2) -> Tensor:
+        """The first training images as one batch on the job's device."""
+        images = self.source.ranking
+        return torch.stack([images[index][0] for index in range(min(count, len(images)))]).to(self.device)
+
+    def tell_start(self, model: str) -> None:
+        """Say what the job works on."""
+        facts = {"run": str(self.run.path), "model": model, "data": str(self.source)}
+        machine = {"device": str(self.device), "threads": torch.get_num_threads()}
+        self.tell(Event("started", {**facts, "notes": list(self.source.notes), **machine}))
+
+
+class StageCheckpoint:
+    """Keeps the training state of one stage of a job, together with the job's own facts.
+
+    Args:
+        run: Where to keep it.
+        facts: The job's own facts, kept beside the training's.
+        state: The state that the job was resumed from, if it is of this stage.
+    """
+
+    def __init__(self, run: Run, facts: Mapping[str, Any], state: State | None) -> None:
+        self._run, self._facts, self._state = run, dict(facts), state
+
+    def load(self) -> State | None:
+        """The training state to continue from."""
+        if self._state is None or self._state.facts.get("training") is None:
+            return None
+        return State(self._state.facts["training"], self._state.tensors)
+
+    def save(self, state: State) -> None:
+        """Keep the training state of this stage."""
+        self._run.save_state(State({**self._facts, "training": state.facts}, state.tensors))
+
+
+@contextlib.contextmanager
+def open_run(
+    out: Path, config: Mapping[str, Any], *, resume: bool, beside: tuple[str, ...] = ()
+) -> Iterator[Run]:
+    """A new run, or the one to continue; locked, and released at the end.
+
+    Raises:
+        RunError: The directory is taken, or was made with other settings.
+    """
+    if resume and has_begun(out):
+        run = Run.resume(out)
+        try:
+            check_same_job(run, config)
+        except RunError:
+            run.release()
+            raise
+        run.log(Event("resumed"))
+    else:
+        run = Run.start(out, config, beside=beside)
+    try:
+        yield run
+    finally:
+        run.release()
+
+
+def check_same_job(run: Run, config: Mapping[str, Any]) -> None:
+    """Refuse to continue a job with other settings than those that it was started with.
+
+    Raises:
+        RunError: A setting differs; the message names it.
+    """
+    asked = json.loads(json.dumps(config))
+    for part in _COMPARED:
+        old, new = run.config.get(part), asked.get(part)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+            part, old, new = f"{part}.{key}", old.get(key), new.get(key)
+        raise RunError(
+            f"{run.path} was started with {part} = {old!r}, and cannot be resumed with {new!r}",
+            where=str(run.path / "config.json"),
+            fix="resume with the same arguments, or pass another --out",
+        )
+
+
+def finish(
+    job: Job, model: nn.Module, before: Mapping[str, Any], after: Mapping[str, Any], *, plans: int
+) -> None:
+    """Save the model and the metrics; with these the run is finished, and its state is no longer needed."""
+    job.run.save_model(model, plans)
+    job.tell(Event("finished", {"before": dict(before), "after": dict(after)}))
+    job.run.save_metrics(before, after)
+    job.run.drop_state()
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Torch's threads during a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def data_of(run: Run) -> DataSettings:
+    """The data settings of a run.
+
+    Raises:
+        RunError: The configuration has none that can be read.
+    """
+    try:
+        return DataSettings.from_dict(run.config["data"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.path}/config.json names no data", where=str(run.path)) from error
