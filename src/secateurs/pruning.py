@@ -60,8 +60,8 @@ def prune_steps(
         model: The model; it is not changed.
         inputs: Example inputs, with real values for the verification.
         criterion: How units are ranked; ranked anew in every step.
-        budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between are
-            spaced geometrically; a `Remove` is the number of units that leave in *each* step.
+        budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between
+            are spaced geometrically; a `Remove` is the number of units that leave in *each* step.
         steps: Number of steps.
         data: Batches for criteria that need data.
         loss_fn: Loss for criteria that need data.
@@ -81,7 +81,8 @@ def prune_steps(
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-        >>> for step in prune_steps(net, torch.randn(1, 4), criterion="l2", budget=Budget(macs=0.25), steps=2):
+        >>> goal = Budget(macs=0.25)
+        >>> for step in prune_steps(net, torch.randn(1, 4), criterion="l2", budget=goal, steps=2):
         ...     print(step.number, step.model[0].out_features)
         1 8
         2 4
@@ -93,7 +94,9 @@ def prune_steps(
     current, graph = model, first
     for number in range(1, steps + 1):
         scores = score(current, graph, criterion, data=data, loss_fn=loss_fn)
-        here = budget if isinstance(budget, Remove) else _share_now(budget, number / steps, first, graph, total)
+        here = (
+            budget if isinstance(budget, Remove) else _share_now(budget, number / steps, first, graph, total)
+        )
         decided = plan(graph, scores, here, scope=scope, round_to=round_to, kinds=kinds, skip=skip)
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()

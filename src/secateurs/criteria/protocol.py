@@ -110,7 +110,8 @@ class Scores(Mapping[str, Tensor]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return f"Scores({self.criterion!r}, {len(self)} groups, {sum(len(v) for v in self._values.values())} units)"
+        units = sum(len(values) for values in self._values.values())
+        return f"Scores({self.criterion!r}, {len(self)} groups, {units} units)"
 
 
 class FromFunction(Criterion):
@@ -165,7 +166,7 @@ def unit_rows(tensor: Tensor, place: Slice) -> Tensor:
     Returns:
         ``(units, values of one unit)``, a copy.
     """
-    units, count = place.indices.shape
+    units = place.indices.shape[0]
     flat = torch.from_numpy(place.indices.reshape(-1)).to(tensor.device)
     return tensor.detach().index_select(place.dim, flat).movedim(place.dim, 0).reshape(units, -1)
 

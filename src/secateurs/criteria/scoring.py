@@ -29,7 +29,7 @@ NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @overload
-def score(
+def score(  # type: ignore[overload-overlap]
     model: nn.Module,
     graph: Graph,
     criterion: AnyCriterion,
@@ -68,15 +68,16 @@ def score(
     Args:
         model: The model that the graph was traced from.
         graph: The graph.
-        criterion: A name (``"taylor"``, ``"taylor-signed"``, ``"l1"``, ``"l2"``, ``"random"``), a `Criterion`, or a
-            function ``(group, weights) -> (units,)``; or a sequence of these, for one pass over the data.
+        criterion: A name (``"taylor"``, ``"taylor-signed"``, ``"l1"``, ``"l2"``, ``"random"``), a
+            `Criterion`, or a function ``(group, weights) -> (units,)``; or a sequence of these, for one
+            pass over the data.
         data: Batches ``(inputs, targets)``, for criteria that need data; the first dimension counts examples.
         loss_fn: ``loss_fn(outputs, targets)``, the mean over the batch.
-        normalization: Per group: ``"none"``, ``"l2"``, ``"l1"``, ``"max"`` or ``"mean"``; each criterion's own by
-            default (``"l2"`` for the Taylor criteria).
+        normalization: Per group: ``"none"``, ``"l2"``, ``"l1"``, ``"max"`` or ``"mean"``; each criterion's
+            own by default (``"l2"`` for the Taylor criteria).
 
     Returns:
-        Importances by group name, ``(units,)`` in float64; for a sequence of criteria a dictionary of these by name.
+        Importances by group name, ``(units,)`` in float64; for a sequence of criteria these by its name.
 
     Raises:
         ScoreError: Data, loss or gradients are missing, or the loss is not finite.
@@ -91,13 +92,17 @@ def score(
         _observe(model, graph, observers, wanted, data, loss_fn)
     weights = tensors_of(model)
     scores = {
-        name: Scores(name, {group.name: _importance(item, group, weights, normalization) for group in graph.groups})
+        name: Scores(
+            name, {group.name: _importance(item, group, weights, normalization) for group in graph.groups}
+        )
         for name, item in wanted
     }
     return scores if several else scores[wanted[0][0]]
 
 
-def _importance(criterion: Criterion, group: Any, weights: dict[str, Tensor], normalization: str | None) -> Tensor:
+def _importance(
+    criterion: Criterion, group: Any, weights: dict[str, Tensor], normalization: str | None
+) -> Tensor:
     values = torch.as_tensor(criterion.importance(group, weights)).detach().cpu().double()
     if values.shape != (group.size,):
         raise ScoreError(
@@ -117,7 +122,9 @@ def _observe(
 ) -> None:
     if data is None or loss_fn is None:
         needy = next(name for name, item in wanted if item.needs_data)
-        missing = " and ".join(name for name, given in (("data", data), ("loss_fn", loss_fn)) if given is None)
+        missing = " and ".join(
+            name for name, given in (("data", data), ("loss_fn", loss_fn)) if given is None
+        )
         raise ScoreError(
             f"{needy} needs gradients, but {missing} was not given",
             fix="score(model, graph, criterion, data=loader, loss_fn=torch.nn.functional.cross_entropy)",
@@ -141,7 +148,9 @@ def _observe(
         raise ScoreError("the data has no batches", fix="pass a loader that yields (inputs, targets)")
 
 
-def _one_batch(model: nn.Module, gates: Gates, batch: Any, loss_fn: LossFunction, device: torch.device) -> int:
+def _one_batch(
+    model: nn.Module, gates: Gates, batch: Any, loss_fn: LossFunction, device: torch.device
+) -> int:
     inputs, targets = tree_map_only(Tensor, lambda t: t.to(device), _pair(batch))
     first = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
     gates.begin(int(first.shape[0]))
@@ -149,9 +158,13 @@ def _one_batch(model: nn.Module, gates: Gates, batch: Any, loss_fn: LossFunction
         outputs = call_model(model, inputs)
     loss = loss_fn(outputs, targets)
     if not bool(torch.isfinite(loss)):
-        raise ScoreError(f"the loss is {loss.item()} on a batch of {gates.examples} examples", fix="check data and weights")
+        raise ScoreError(
+            f"the loss is {loss.item()} on a batch of {gates.examples} examples", fix="check data and weights"
+        )
     if not loss.requires_grad:
-        raise ScoreError("the loss does not depend on any unit", fix="pass a loss_fn that uses the model's outputs")
+        raise ScoreError(
+            "the loss does not depend on any unit", fix="pass a loss_fn that uses the model's outputs"
+        )
     (loss * gates.examples).backward()
     return gates.examples
 

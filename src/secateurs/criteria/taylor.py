@@ -85,7 +85,7 @@ class Taylor(_GatedProducts):
 
 @register
 class TaylorSigned(_GatedProducts):
-    """The article's code: ``| sum over batches of mean over examples and space of z * dC/dz |``, per-layer l2.
+    """The article's code: ``| sum over batches of the mean of z * dC/dz |``, per-layer l2.
 
     Contributions of opposite sign cancel over the data, which the paper's form avoids.
 

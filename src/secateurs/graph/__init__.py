@@ -49,7 +49,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         tracer.trace(empty_copy(model), inputs)
     except Exception as error:
         raise TraceError(
-            f"the model {type(model).__name__} could not be run on the example inputs: {type(error).__name__}: {error}",
+            f"{type(model).__name__} could not be run on the example inputs: {type(error).__name__}: {error}",
             fix="check that model(inputs) runs, and that its forward reads no values of tensors",
         ) from error
     builder = GroupBuilder(tracer, shapes_of(tensors), batch_size(inputs))

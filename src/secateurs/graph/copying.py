@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -10,10 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SHARED_TYPES = (int, float, str, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType, FunctionType)
+_SHARED_TYPES = (
+    int,
+    float,
+    str,
+    bool,
+    type(None),
+    torch.dtype,
+    torch.device,
+    type,
+    BuiltinFunctionType,
+    FunctionType,
+)
 
 
-def copy_model(model: nn.Module, tensors: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
+def copy_model(
+    model: nn.Module, tensors: Mapping[str, Tensor] | None = None, *, share: bool = False
+) -> nn.Module:
     """A copy of a model in which some tensors are exchanged.
 
     Much quicker than ``copy.deepcopy``, and it never copies a tensor that is exchanged or shared: modules are
@@ -59,8 +73,8 @@ def _dressed(new: Tensor, old: Tensor) -> Tensor:
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    known = memo.get(id(module))
-    if known is not None:
+    if id(module) in memo:
+        known: nn.Module = memo[id(module)]
         return known
     if "__deepcopy__" in type(module).__dict__ or isinstance(module, torch.jit.ScriptModule):
         return copy.deepcopy(module, memo)
@@ -76,13 +90,17 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if kind is tuple and all(type(item) in _SHARED_TYPES for item in value):
         return value
-    if kind is dict:
+    if kind is dict or kind is OrderedDict:
+        if not value:
+            return kind()
         if id(value) in memo:
             return memo[id(value)]
-        memo[id(value)] = fresh = {}
+        memo[id(value)] = fresh = kind()
         for key, item in value.items():
             fresh[key] = _copy_value(item, memo)
         return fresh
+    if isinstance(value, Tensor) and id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, nn.Module):
         return _copy_module(value, memo)
     return copy.deepcopy(value, memo)

@@ -2,8 +2,8 @@
 
 The trace knows the lengths that every operator's results will have after any cut. So the dry run needs no
 bisection: it applies a cut to an empty copy of the model, runs it, compares each result with the
-prediction, and at the first difference knows the operator, the line of source and the groups involved. It then goes on with
-the predicted shape, so that one run finds every fault.
+prediction, and at a difference knows the operator, the line of source and the groups involved. It then
+goes on with the predicted shape, so that one run finds every fault.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from secateurs.graph.groups import Graph, GroupBuilder, Indices, group_names, removed_places
 from secateurs.graph.integers import set_integer
 from secateurs.graph.labels import Dim
+from secateurs.graph.shapes import compute
 from secateurs.graph.tracing import (
     Inputs,
     MetaMode,
@@ -126,7 +127,7 @@ class _Comparison(MetaMode):
     """Compares every operator's result with the prediction, and goes on with the prediction."""
 
     def __init__(self, graph: Graph, builder: GroupBuilder, records: Sequence[Record], gone: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._graph, self._builder, self._records, self._gone = graph, builder, records, gone
         self._lengths: dict[tuple[int, ...], int] = {}
         self._next = 0
@@ -140,7 +141,7 @@ class _Comparison(MetaMode):
         self._next += 1
         wanted = [[self._length(dim) for dim in result] for result in record.outputs]
         try:
-            out = func(*args, **kwargs)
+            out = compute(func, args, kwargs)
         except Exception as error:
             self._blame(record, wanted, args, None, error)
             return self._stand_in(record, wanted)
@@ -155,10 +156,14 @@ class _Comparison(MetaMode):
         for record in reversed(self._records[: self._next + 1]):
             names = self._changed([*record.inputs, *(dim for dims in record.outputs for dim in dims)])
             if names:
-                self.faults.append(Fault(tuple(names), f"forward raised {_brief(error)} after the cut", _raised_at(error)))
+                self.faults.append(
+                    Fault(tuple(names), f"forward raised {_brief(error)} after the cut", _raised_at(error))
+                )
                 return
         names = [group.name for group in self._graph.groups]
-        self.faults.append(Fault(tuple(names), f"forward raised {_brief(error)} after the cut", _raised_at(error)))
+        self.faults.append(
+            Fault(tuple(names), f"forward raised {_brief(error)} after the cut", _raised_at(error))
+        )
 
     def _length(self, dim: Dim) -> int:
         if not dim.factors:
@@ -177,7 +182,12 @@ class _Comparison(MetaMode):
         return made[0] if record.is_single else made
 
     def _changed(self, dims: Sequence[Dim]) -> list[str]:
-        factors = [factor for dim in dims if self._length(dim) != dim.size for factor in self._builder.unit_factors(dim)]
+        factors = [
+            factor
+            for dim in dims
+            if self._length(dim) != dim.size
+            for factor in self._builder.unit_factors(dim)
+        ]
         return group_names(self._graph.groups, factors)
 
     def _blame(

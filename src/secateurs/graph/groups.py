@@ -18,7 +18,7 @@ from secateurs.graph.tracing import ParameterDim, Record, Tracer
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
 Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim"]
 Indices: TypeAlias = npt.NDArray[np.int64]
-Removed: TypeAlias = Mapping[str, Sequence[int]]
+Removed: TypeAlias = Mapping[str, Sequence[int] | Indices]
 NO_UNIT = -1
 
 
@@ -54,7 +54,7 @@ class Group:
         size: Number of units.
         slices: Where the units live.
         first: Number of the first unit among all units of the graph.
-        crosses: Names of groups that cut the same dimensions in another direction (heads and head dimensions).
+        crosses: Names of groups that cut the same dimensions in another direction (heads, head dimensions).
     """
 
     name: str
@@ -170,6 +170,12 @@ class Graph:
         """
         return self.costs.evaluate(self.mask(removed or {}))
 
+    def mixed_by(self, group: Group) -> str | None:
+        """What makes silencing the group's units differ from removing them, if anything does."""
+        if group.name in self.mixers:
+            return self.mixers[group.name]
+        return None if group.by_role("consumer") else "an operator without weights"
+
     def group_cost(self, group: Group) -> Cost:
         """What removing one unit of the group alone saves."""
         whole, without = self.cost(), self.cost({group.name: [0]})
@@ -214,11 +220,11 @@ class GroupBuilder:
         self._number(resolved)
         groups = self._groups(dims, resolved)
         axes = tuple(
-            (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self._free(self.unit_factors(p.labels))
+            (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self.unit_factors(p.labels)
         )
         return Graph(
             groups=groups,
-            locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self._free(self.unit_factors(p.labels))),
+            locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self.unit_factors(p.labels)),
             fingerprint=fingerprint(self._shapes),
             parameters=self._shapes,
             units=self._units,
@@ -247,7 +253,7 @@ class GroupBuilder:
         signature = _signatures(inverse, where[free], len(atoms), len(resolved))
         first_seen = np.full(len(atoms), len(flat), np.int64)
         np.minimum.at(first_seen, inverse, np.flatnonzero(free))
-        kinds, group_of = np.unique(signature, return_inverse=True, axis=0)
+        kinds, group_of = np.unique(signature, return_inverse=True)
         opening = np.full(len(kinds), len(flat), np.int64)
         np.minimum.at(opening, group_of, first_seen)
         counts = np.bincount(group_of, minlength=len(kinds))
@@ -255,6 +261,7 @@ class GroupBuilder:
         order = np.lexsort((first_seen, opening[group_of]))
         order = order[cuttable[order]]
         self._units = len(order)
+        self._factors: dict[tuple[int, ...], tuple[Indices, ...]] = {}
         self._unit_of = np.full(len(self._labels), NO_UNIT, np.int64)
         self._unit_of[atoms[order]] = np.arange(self._units)
         self._unit_group = np.unique(opening[group_of[order]], return_inverse=True)[1]
@@ -262,21 +269,23 @@ class GroupBuilder:
 
     def unit_factors(self, dim: Dim) -> tuple[Indices, ...]:
         """A dimension's factors as unit numbers, for dimensions of any tensor of the trace."""
-        return tuple(f for f in (self._unit_of_labels(a) for a in self._labels.resolve(dim).factors) if self._free((f,)))
+        if not dim.factors:
+            return ()
+        key = tuple([id(factor) for factor in dim.factors])  # the trace keeps these arrays alive
+        if key not in self._factors:
+            atoms = self._labels.resolve(dim).factors
+            self._factors[key] = tuple(f for f in map(self._unit_of_labels, atoms) if (f != NO_UNIT).any())
+        return self._factors[key]
 
     def _unit_of_labels(self, atoms: Indices) -> Indices:
-        inside = atoms < len(self._unit_of)
-        return np.where(inside, self._unit_of[np.where(inside, atoms, 0)], NO_UNIT)
+        units: Indices = self._unit_of[atoms]
+        return units
 
     def lock(self, group: Group, reason: str, where: str) -> None:
         """Lock a group for a reason found after the trace; it is gone at the next `build`."""
         self._labels.reasons.append((reason, where))
         atoms = self._atoms[group.first : group.first + group.size]
         self._labels.lock_labels(atoms, len(self._labels.reasons) - 1)
-
-    @staticmethod
-    def _free(factors: Sequence[Indices]) -> bool:
-        return any(bool((factor != NO_UNIT).any()) for factor in factors)
 
     # -- groups -----------------------------------------------------------------------------------
 
@@ -336,10 +345,17 @@ class GroupBuilder:
             if numbers[-1] > 0:
                 reason, source = self._labels.reasons[int(numbers[-1])]
         module = place.parameter.rpartition(".")[0]
-        return Locked(name=module, parameter=place.parameter, dim=place.dim, size=place.size, reason=reason, source=source)
+        return Locked(
+            name=module,
+            parameter=place.parameter,
+            dim=place.dim,
+            size=place.size,
+            reason=reason,
+            source=source,
+        )
 
     def _ties(self) -> tuple[SizeTie, ...]:
-        ties = {}
+        ties: dict[tuple[str, str, int | None], SizeTie] = {}
         for site in self._tracer.sites:
             units = self.unit_factors(site.dim)
             if units:
@@ -353,21 +369,22 @@ class GroupBuilder:
     def _reads(self) -> tuple[UnitRead, ...]:
         found = []
         for read in self._tracer.reads:
-            wanted = set()
+            wanted = np.zeros(self._units + 1, np.bool_)
             for dim in read.contracted:
                 for factor in self.unit_factors(dim):
-                    wanted.update(np.unique(factor).tolist())
-            wanted.discard(NO_UNIT)
+                    wanted[factor] = True
+            wanted[NO_UNIT] = False
             for axis, dim in enumerate(read.dims):
                 for factor in self.unit_factors(dim):
-                    if wanted.intersection(np.unique(factor).tolist()):
+                    if wanted[factor].any():
                         found.append(UnitRead(call=read.call, argument=read.argument, dim=axis, units=factor))
         return tuple(found)
 
     def _mixed(self) -> Indices:
         found = [factor for dim, _ in self._tracer.mixed for factor in self.unit_factors(dim)]
         units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-        return units[units != NO_UNIT]
+        mixed: Indices = units[units != NO_UNIT]
+        return mixed
 
     def _mixers(self, groups: Sequence[Group]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -392,14 +409,13 @@ class GroupBuilder:
 
 
 def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.NDArray[np.uint64]:
-    """A 128-bit hash, a row a unit, of the multiset of parameter dimensions that the unit lives in."""
-    weights = np.random.default_rng(0).integers(1, 2**63, size=(dims, 2), dtype=np.uint64)
-    pairs, times = np.unique(np.stack([units, places]), axis=1, return_counts=True)
-    table = np.zeros((count, 2), np.uint64)
+    """A 64-bit hash for each unit of the multiset of parameter dimensions that it lives in."""
+    weights = np.random.default_rng(0).integers(1, 2**63, size=dims, dtype=np.uint64)
+    pairs, times = np.unique(units * dims + places, return_counts=True)
     with np.errstate(over="ignore"):
-        mixed = weights[pairs[1]] * (times.astype(np.uint64)[:, None] * np.uint64(2) + np.uint64(1))
-        for column in (0, 1):
-            np.add.at(table[:, column], pairs[0], mixed[:, column] ^ (mixed[:, column] >> np.uint64(29)))
+        mixed = weights[pairs % dims] * (times.astype(np.uint64) * np.uint64(2) + np.uint64(1))
+        table = np.zeros(count, np.uint64)
+        np.add.at(table, pairs // dims, mixed ^ (mixed >> np.uint64(29)))
     return table
 
 

@@ -89,7 +89,7 @@ class Labels:
         return fresh
 
     def fresh(self, size: int, source: int | None = None) -> Dim:
-        """A dimension with a fresh label for each index; one of length 1 is locked, since it cannot shrink."""
+        """A dimension with a fresh label for each index; one of length 1 cannot shrink and is locked."""
         sources = frozenset() if source is None else frozenset((source,))
         return Dim(size, (self.new(size),) if size > 1 else (), sources)
 
@@ -115,8 +115,10 @@ class Labels:
         """Lock single labels, for the reason of that number; pairs lock both halves."""
         pending = [labels]
         while pending:
-            roots = np.unique(self.find(pending.pop()))
+            roots = self.find(pending.pop())
             roots = roots[self._why[roots] == 0]
+            if not roots.size:
+                continue
             self._why[roots] = reason
             paired = roots[self._first[roots] != _NO_PAIR]
             if paired.size:
@@ -128,7 +130,9 @@ class Labels:
 
     def unify(self, a: Dim, b: Dim) -> None:
         """Join two dimensions of one length, index by index; a locked side locks the other."""
-        if len(a.factors) == len(b.factors) and all(x is y for x, y in zip(a.factors, b.factors, strict=True)):
+        if len(a.factors) == len(b.factors) and all(
+            x is y for x, y in zip(a.factors, b.factors, strict=True)
+        ):
             return
         if a.size != b.size:
             raise ValueError(f"cannot unify dimensions of lengths {a.size} and {b.size}")
@@ -156,13 +160,16 @@ class Labels:
                 self.lock_labels(np.array([self._first[root], self._second[root]]), int(self._why[root]))
 
     def _hook(self, a: LabelArray, b: LabelArray) -> LabelArray:
-        """Hang larger roots below smaller ones until all pairs agree; the labels that ceased to be roots."""
-        gone = []
+        """Hang larger roots below smaller ones until all pairs agree; the labels that ceased to be roots.
+
+        One label may be named several times.
+        """
+        gone: list[LabelArray] = []
         while True:
             ra, rb = self.find(a), self.find(b)
             differ = ra != rb
             if not differ.any():
-                return np.unique(np.concatenate(gone)) if gone else np.empty(0, np.int64)
+                return np.concatenate(gone) if gone else np.empty(0, np.int64)
             a, b = ra[differ], rb[differ]
             low, high = np.minimum(a, b), np.maximum(a, b)
             np.minimum.at(self._parent, high, low)
@@ -257,9 +264,13 @@ class Labels:
         resolved = [self.resolve(dim) if len(dim.factors) > 1 else dim for dim in dims]
         factors = []
         for level in range(max(len(dim.factors) for dim in resolved)):
-            parts = [d.factors[level] if level < len(d.factors) else np.zeros(d.size, np.int64) for d in resolved]
+            parts = [
+                d.factors[level] if level < len(d.factors) else np.zeros(d.size, np.int64) for d in resolved
+            ]
             factors.append(np.concatenate(parts))
-        return Dim(sum(dim.size for dim in dims), tuple(factors), frozenset().union(*(d.sources for d in dims)))
+        return Dim(
+            sum(dim.size for dim in dims), tuple(factors), frozenset().union(*(d.sources for d in dims))
+        )
 
     def take(self, dim: Dim, index: slice | LabelArray) -> Dim:
         """The dimension restricted to some of its indices, in that order."""

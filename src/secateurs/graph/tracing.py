@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.integers import Origin, Site, attach_origins, origins
 from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.shapes import compute
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
@@ -138,13 +139,13 @@ class MetaMode(TorchDispatchMode):
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("meta")
             kwargs.pop("pin_memory", None)
-        if any(isinstance(a, Tensor) and not a.is_meta for a in tree_leaves((args, kwargs))):
+        if not all(tensor.is_meta for tensor in call_tensors(args, kwargs)):
             args, kwargs = to_meta(args), to_meta(kwargs)
         return self.run(func, args, kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator; subclasses add what they want to know."""
-        return func(*args, **kwargs)
+        return compute(func, args, kwargs)
 
 
 class Tracer(MetaMode):
@@ -155,7 +156,7 @@ class Tracer(MetaMode):
     """
 
     def __init__(self, rules: Callable[[Any], Rule | None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rules = rules
         self.labels = Labels()
         self.parameter_dims: list[ParameterDim] = []
@@ -225,12 +226,12 @@ class Tracer(MetaMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator and let its rule follow the labels."""
-        operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        operands = call_tensors(args, kwargs)
         incoming = tuple(dim for tensor in operands for dim in self.dims(tensor) if dim.factors)
         for tensor in operands:
             if self.is_weight(tensor):
                 self._used.update(*(dim.sources for dim in self.dims(tensor)))
-        out = func(*args, **kwargs)
+        out = compute(func, args, kwargs)
         self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
         rule = self._rules(func)
         if rule is None:
@@ -269,7 +270,9 @@ class Tracer(MetaMode):
     def set(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
         """Attach labels to the dimensions of a result."""
         if len(dims) != tensor.dim() or any(d.size != s for d, s in zip(dims, tensor.shape, strict=True)):
-            raise AssertionError(f"labels of shape {[d.size for d in dims]} for a tensor of shape {tuple(tensor.shape)}")
+            raise AssertionError(
+                f"labels of shape {[d.size for d in dims]} for a tensor of shape {tuple(tensor.shape)}"
+            )
         if not self._all_weights:
             dims = [Dim(d.size, d.factors) if d.sources else d for d in dims]
         setattr(tensor, _LABELS, (tuple(dims), self._all_weights))
@@ -294,7 +297,9 @@ class Tracer(MetaMode):
             for source in dim.sources:
                 self.roles.setdefault(source, set()).add(role)
 
-    def contract(self, operands: Sequence[tuple[Tensor, Dim]], kept: Sequence[Dim], multiplier: float = 1.0) -> None:
+    def contract(
+        self, operands: Sequence[tuple[Tensor, Dim]], kept: Sequence[Dim], multiplier: float = 1.0
+    ) -> None:
         """Two tensors are multiplied and summed over a dimension.
 
         Args:
@@ -363,12 +368,27 @@ class _Calls(TorchFunctionMode):
 
 def results_of(out: Any) -> list[Tensor]:
     """The tensors that an operator returned."""
-    return [out] if isinstance(out, Tensor) else [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+    return [out] if isinstance(out, Tensor) else call_tensors((out,), {})
 
 
 def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments of a call, in a fixed order."""
-    return [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    found: list[Tensor] = []
+    _collect(args, found)
+    for value in kwargs.values():
+        _collect(value, found)
+    return found
+
+
+def _collect(value: Any, into: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        into.append(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, into)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, into)
 
 
 def source_line() -> str:

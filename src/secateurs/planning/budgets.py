@@ -29,9 +29,15 @@ class Budget:
     macs: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("units", "params", "macs") if getattr(self, name) is not None}
+        given = {
+            name: getattr(self, name)
+            for name in ("units", "params", "macs")
+            if getattr(self, name) is not None
+        }
         if len(given) != 1:
-            raise BudgetError(f"a budget states exactly one of units, params, macs; got {given}", fix="Budget(macs=0.5)")
+            raise BudgetError(
+                f"a budget states exactly one of units, params, macs; got {given}", fix="Budget(macs=0.5)"
+            )
         for name, share in given.items():
             if not 0 < share <= 1:
                 raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=f"Budget({name}=0.5)")

@@ -128,12 +128,20 @@ class Plan:
         chosen = {name: _checked(graph, name, indices) for name, indices in removed.items() if len(indices)}
         gone = graph.mask(chosen)
         cuts = tuple(
-            GroupCut(name=g.name, kind=g.kind, size=g.size, removed=chosen[g.name], mixed_by=graph.mixers.get(g.name))
+            GroupCut(
+                name=g.name,
+                kind=g.kind,
+                size=g.size,
+                removed=chosen[g.name],
+                mixed_by=graph.mixed_by(g),
+            )
             for g in graph.groups
             if g.name in chosen
         )
         integers = tuple(
-            IntegerChange(module=t.module, attribute=t.attribute, position=t.position, before=t.value, after=after)
+            IntegerChange(
+                module=t.module, attribute=t.attribute, position=t.position, before=t.value, after=after
+            )
             for t in graph.ties
             if (after := t.value - int(removed_places(t.units, gone, t.value).sum())) != t.value
         )
@@ -211,7 +219,9 @@ class Plan:
                 source=data["source"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"this is not a plan of format {_FORMAT}: {type(error).__name__}: {error}") from error
+            raise PlanError(
+                f"this is not a plan of format {_FORMAT}: {type(error).__name__}: {error}"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; the file appears whole or not at all."""
@@ -259,7 +269,9 @@ def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisC
         places = np.flatnonzero(removed_places(units, gone, size))
         if places.size:
             cuts.append(
-                AxisCut(parameter=name, dim=dim, size=size, removed=tuple(places.tolist()), role=roles[name, dim])
+                AxisCut(
+                    parameter=name, dim=dim, size=size, removed=tuple(places.tolist()), role=roles[name, dim]
+                )
             )
     return cuts
 
@@ -276,14 +288,16 @@ def _compose_axes(first: AxisCut, second: AxisCut) -> AxisCut:
             f"the first leaves {first.size - len(first.removed)}"
         )
     removed = _compose(first.size, first.removed, second.removed)
-    return AxisCut(parameter=first.parameter, dim=first.dim, size=first.size, removed=removed, role=first.role)
+    return AxisCut(
+        parameter=first.parameter, dim=first.dim, size=first.size, removed=removed, role=first.role
+    )
 
 
 def _compose_groups(first: GroupCut, second: GroupCut) -> GroupCut:
     if first.kept != second.size:
-        raise PlanError(f"the second plan expects {second.size} units in {first.name!r}, the first leaves {first.kept}")
+        raise PlanError(
+            f"the second plan expects {second.size} units in {first.name!r}, the first leaves {first.kept}"
+        )
     removed = _compose(first.size, first.removed, second.removed)
     mixed = first.mixed_by or second.mixed_by
     return GroupCut(name=first.name, kind=first.kind, size=first.size, removed=removed, mixed_by=mixed)
-
-

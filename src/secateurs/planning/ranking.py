@@ -72,7 +72,9 @@ def plan(
     return Plan.of(graph, removed, source)
 
 
-def candidates(graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequence[str] = ()) -> list[Group]:
+def candidates(
+    graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequence[str] = ()
+) -> list[Group]:
     """The groups that a plan may cut.
 
     Raises:
@@ -81,7 +83,8 @@ def candidates(graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequ
     chosen = [
         group
         for group in graph.groups
-        if (kinds is None or group.kind in kinds) and not any(fnmatch.fnmatch(group.name, glob) for glob in skip)
+        if (kinds is None or group.kind in kinds)
+        and not any(fnmatch.fnmatch(group.name, glob) for glob in skip)
     ]
     names = {group.name for group in chosen}
     if kinds is None:
@@ -89,7 +92,8 @@ def candidates(graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequ
     if not chosen:
         have = sorted({group.kind for group in graph.groups})
         raise PlanError(
-            f"no group is left to cut: kinds={kinds}, skip={list(skip)}, the graph has {len(graph.groups)} groups of {have}",
+            f"no group is left to cut: kinds={kinds}, skip={list(skip)}, "
+            f"the graph has {len(graph.groups)} groups of {have}",
             fix="call secateurs inspect to see what is locked and why",
         )
     return chosen
@@ -102,7 +106,9 @@ def _yields(graph: Graph, group: Group, names: Collection[str]) -> bool:
 
 def _ascending(group: Group, scores: Mapping[str, torch.Tensor]) -> npt.NDArray[np.int64]:
     if group.name not in scores:
-        raise PlanError(f"there is no score for group {group.name!r}", fix="score the same graph that you plan with")
+        raise PlanError(
+            f"there is no score for group {group.name!r}", fix="score the same graph that you plan with"
+        )
     values = np.asarray(torch.as_tensor(scores[group.name]).detach().cpu(), np.float64)
     if values.shape != (group.size,):
         raise PlanError(f"group {group.name!r} has {group.size} units, its scores have shape {values.shape}")
@@ -124,14 +130,17 @@ def _search(
     cut, steps = _cuts(groups, order, scores, scope, round_to)
     most = cut(steps)
     if isinstance(budget, Remove):
-        if budget.units > sum(most.values()):
+        able, have = sum(most.values()), sum(group.size for group in groups)
+        if budget.units > able:
             raise BudgetError(
-                f"{budget.units} units cannot leave: at most {sum(most.values())} of {sum(g.size for g in groups)} can",
-                fix=f"Remove({sum(most.values())})",
+                f"{budget.units} units cannot leave: at most {able} of {have} can",
+                fix=f"Remove({able})",
             )
         return _last(steps, lambda step: sum(cut(step).values()) <= budget.units, cut)
     if scope == "local" and budget.units is not None:
-        return _rounded(groups, [group.size - int(group.size * budget.units + 1e-9) for group in groups], round_to)
+        return _rounded(
+            groups, [group.size - int(group.size * budget.units + 1e-9) for group in groups], round_to
+        )
 
     def remaining(counts: Counts) -> float:
         if budget.units is not None:
@@ -155,7 +164,9 @@ def _cuts(
     if scope == "local":
         steps = max(1000, *(group.size for group in groups))
         return (
-            lambda step: _rounded(groups, [int(np.ceil(g.size * step / steps - 1e-9)) for g in groups], round_to)
+            lambda step: _rounded(
+                groups, [int(np.ceil(g.size * step / steps - 1e-9)) for g in groups], round_to
+            )
         ), steps
     ranked = _ranked(groups, order, scores)
     return (
@@ -181,8 +192,10 @@ def _last(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]
     return cut(low)
 
 
-def _ranked(groups: Sequence[Group], order: Orders, scores: Mapping[str, torch.Tensor]) -> npt.NDArray[np.int64]:
-    """The group of each unit in ascending order of importance; the best unit of each group stands out of it."""
+def _ranked(
+    groups: Sequence[Group], order: Orders, scores: Mapping[str, torch.Tensor]
+) -> npt.NDArray[np.int64]:
+    """The group of each unit in ascending order of importance, the best unit of each group left out."""
     values, owners = [], []
     for place, group in enumerate(groups):
         mine = np.asarray(torch.as_tensor(scores[group.name]).detach().cpu(), np.float64)[order[group.name]]

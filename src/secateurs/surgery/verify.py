@@ -66,11 +66,11 @@ class VerifyReport:
             more = f" and {len(self.mixed) - 1} more groups" if len(self.mixed) > 1 else ""
             return (
                 f"equality is not expected: {operator} computes across the units of {name!r}{more}; "
-                f"shapes agree, outputs are finite, difference {self.max_error:.3g} on a scale of {self.scale:.3g}"
+                f"shapes agree, outputs are finite, difference {self.max_error:.3g} at scale {self.scale:.3g}"
             )
         verdict = "verified" if self.ok else "verify failed"
         return (
-            f"{verdict}: pruned and silenced outputs differ by {self.max_error:.3g} on a scale of {self.scale:.3g} "
+            f"{verdict}: pruned and silenced output differ by {self.max_error:.3g} at scale {self.scale:.3g} "
             f"(tolerance {self.tolerance:g} relative); silencing changed the outputs by {self.effect:.3g}"
         )
 
@@ -80,7 +80,8 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
 
     Silencing a unit means that its consumers read zero from it: their slices are zeroed. Where all that
     lies between is per channel, both outputs agree to rounding. The comparison runs in float64 and
-    evaluation mode on copies; both models are left as they are. Call it before the pruned model's weights change.
+    evaluation mode on copies; both models are left as they are. Call it before the pruned model's weights
+    change.
 
     Args:
         original: The model that the plan was applied to.
@@ -131,7 +132,9 @@ def _silenced(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
 def _double(model: nn.Module, exchanged: dict[str, Tensor]) -> nn.Module:
     """A copy in evaluation mode and float64 for floating tensors, without hooks."""
     tensors = {name: exchanged.get(name, tensor).detach() for name, tensor in tensors_of(model).items()}
-    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    wide = {
+        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }
     duplicate = copy_model(model, wide)
     for module in duplicate.modules():
         module._forward_hooks.clear()

@@ -63,7 +63,9 @@ def split_dim(t: Tracer, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
     for start, size in zip(starts, sizes, strict=False):
         piece = t.labels.take(dim, slice(int(start), int(start + size)))
         if size == 1:
-            t.lock(Dim(1, tuple(f[start : start + 1] for f in dim.factors)), "a single index is taken out of it")
+            t.lock(
+                Dim(1, tuple(f[start : start + 1] for f in dim.factors)), "a single index is taken out of it"
+            )
         pieces.append(piece)
     return pieces
 
@@ -134,8 +136,7 @@ def index_select(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
 @rule(aten.gather, aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_, aten.scatter_reduce)
 def gather(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Picking along one dimension at places that a tensor holds."""
-    x, place = args[0], args[1] % max(args[0].dim(), 1)
-    for tensor in [a for a in (x, *args[2:]) if isinstance(a, Tensor)]:
+    for tensor in [a for a in args if isinstance(a, Tensor)]:
         for dim in t.dims(tensor):
             t.lock(dim, "it is gathered or scattered at computed places")
     t.set(out, [Dim(int(size)) for size in out.shape])

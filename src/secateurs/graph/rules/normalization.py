@@ -32,7 +32,10 @@ def batch_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     t.set(results[0], t.dims(x))
     for statistic in results[1:]:
         fits = statistic.dim() == 1 and statistic.shape[0] == channel.size
-        t.set(statistic, [Dim(channel.size, channel.factors)] if fits else [Dim(int(s)) for s in statistic.shape])
+        t.set(
+            statistic,
+            [Dim(channel.size, channel.factors)] if fits else [Dim(int(s)) for s in statistic.shape],
+        )
 
 
 @rule(aten.native_layer_norm, aten._fused_rms_norm, aten.rms_norm)
@@ -66,7 +69,15 @@ def group_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     _set_with_statistics(t, x, out)
 
 
-@rule(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.softmax, aten.log_softmax, aten.cumsum, aten.logcumsumexp)
+@rule(
+    aten._softmax,
+    aten._log_softmax,
+    aten._safe_softmax,
+    aten.softmax,
+    aten.log_softmax,
+    aten.cumsum,
+    aten.logcumsumexp,
+)
 def softmax(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Across one dimension."""
     t.mix(t.dims(args[0])[args[1]], "softmax")

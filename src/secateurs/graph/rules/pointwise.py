@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.registry import aten, rule
-from secateurs.graph.tracing import Tracer
+from secateurs.graph.tracing import Tracer, call_tensors, results_of
 
 
 @rule(
@@ -61,8 +60,8 @@ from secateurs.graph.tracing import Tracer
 )
 def pointwise(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Dimensions that meet are one; a dimension of length 1 that is spread out says nothing."""
-    operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-    for result in [r for r in tree_leaves(out) if isinstance(r, Tensor)]:
+    operands = call_tensors(args, kwargs)
+    for result in results_of(out):
         t.set(result, [_meet(t, operands, result, place) for place in range(-result.dim(), 0)])
 
 
@@ -106,15 +105,22 @@ def constant(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tens
         t.size_argument(dim.size, dim, item=True)
 
 
-@rule(
-    aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like
-)
+@rule(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
 def like(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A new tensor shaped like another."""
     t.set(out, t.dims(args[0]))
 
 
-@rule(aten.arange, aten.linspace, aten.eye, aten.scalar_tensor, aten.randperm, aten.randint, aten.tril_indices, aten.triu_indices)
+@rule(
+    aten.arange,
+    aten.linspace,
+    aten.eye,
+    aten.scalar_tensor,
+    aten.randperm,
+    aten.randint,
+    aten.tril_indices,
+    aten.triu_indices,
+)
 def values(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A tensor whose values depend on their place keeps its size."""
     t.set(out, [Dim(int(size)) for size in out.shape])

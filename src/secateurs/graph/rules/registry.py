@@ -27,8 +27,8 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
     """Register the label rule of one or more ATen (or custom) operators.
 
     Args:
-        operators: Operator packets such as ``torch.ops.aten.relu`` (all overloads) or single overloads such as
-            ``torch.ops.aten.add.Tensor``; an overload's own rule goes before its packet's.
+        operators: Operator packets such as ``torch.ops.aten.relu`` (all overloads) or single overloads such
+            as ``torch.ops.aten.add.Tensor``; an overload's own rule goes before its packet's.
 
     Returns:
         A decorator for a function ``(tracer, args, kwargs, out) -> None`` that says how the labels of the
@@ -36,8 +36,11 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
 
     Example:
         >>> import torch
-        >>> @rule(torch.ops.aten.my_scale) if hasattr(torch.ops.aten, "my_scale") else (lambda f: f)
-        ... def my_scale(tracer, args, kwargs, out):
+        >>> @torch.library.custom_op("doc::double", mutates_args=())
+        ... def double(x: torch.Tensor) -> torch.Tensor:
+        ...     return 2 * x
+        >>> @rule(torch.ops.doc.double)
+        ... def double_rule(tracer, args, kwargs, out):
         ...     tracer.set(out, tracer.dims(args[0]))
     """
 

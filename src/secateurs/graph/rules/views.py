@@ -14,7 +14,15 @@ from secateurs.graph.rules.registry import aten, rule
 from secateurs.graph.tracing import Tracer
 
 
-@rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.unflatten, aten.flatten, aten.view_copy)
+@rule(
+    aten.view,
+    aten._unsafe_view,
+    aten.reshape,
+    aten._reshape_alias,
+    aten.unflatten,
+    aten.flatten,
+    aten.view_copy,
+)
 def view(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Old and new dimensions are matched block by block: the shortest runs of equal product."""
     if args and isinstance(args[1] if len(args) > 1 else None, torch.dtype):
@@ -40,7 +48,8 @@ def reshape_dims(t: Tracer, old: Sequence[Dim], new: Sequence[int]) -> list[Dim]
             result.append(old[i])
             i, j = i + 1, j + 1
             continue
-        block, sizes = [], []
+        block: list[Dim] = []
+        sizes: list[int] = []
         have = want = 1
         while have != want or not (block or sizes):
             if have <= want and i < len(old):
@@ -163,7 +172,11 @@ def strided(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tenso
 def complex_numbers(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Real and imaginary parts, and Fourier transforms: transformed dimensions keep their size."""
     dims = t.dims(args[0])
-    moved = {place % len(dims) for place in args[1]} if len(args) > 1 and isinstance(args[1], (list, tuple)) else set()
+    moved = (
+        {place % len(dims) for place in args[1]}
+        if len(args) > 1 and isinstance(args[1], (list, tuple))
+        else set()
+    )
     if out.dim() != len(dims):
         moved = {len(dims) - 1} if out.dim() < len(dims) else set()
     for place in moved:
