@@ -1,0 +1,111 @@
+"""What every benchmark prints first, and the data and networks that several of them use."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateurs.runs import surroundings
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def header(title: str) -> None:
+    """Print what is measured, on what machine, and when."""
+    facts = surroundings()
+    print(f"# {title}")
+    print(f"# {datetime.date.today()}, {facts['machine']['cpu']}, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, python {platform.python_version()}")  # fmt: skip
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with the data sets and weights")
+    return parser
+
+
+def cifar10(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """CIFAR-10 as normalised images ``(N, 3, 32, 32)`` and labels ``(N,)``."""
+    spec = importlib.util.spec_from_file_location("load", folder / "load.py")
+    if spec is None or spec.loader is None or not (folder / "load.py").exists():
+        raise SystemExit(f"the CIFAR-10 data is not in {folder}; pass --data")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    images, labels = module.cifar10(split)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (torch.from_numpy(images).float() / 255 - mean) / std
+    return pixels.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
+
+
+def augmented(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]] | object:
+    """Shuffled batches with random crops (4 pixels of padding) and flips, the same for the same seed."""
+    return _Augmented(images, labels, batch_size, seed)
+
+
+class _Augmented:
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
+        self._images, self._labels, self._size, self._seed = images, labels, batch_size, seed
+
+    def __len__(self) -> int:
+        return len(self._images) // self._size
+
+    def __iter__(self):
+        chance = torch.Generator().manual_seed(self._seed)
+        order = torch.randperm(len(self._images), generator=chance)
+        for start in range(0, len(self) * self._size, self._size):
+            chosen = order[start : start + self._size]
+            batch = functional.pad(self._images[chosen], (4, 4, 4, 4))
+            top, left = torch.randint(0, 9, (2, len(chosen)), generator=chance)
+            rows = (top[:, None] + torch.arange(32))[:, None, :, None].expand(-1, 3, -1, 40)
+            columns = (left[:, None] + torch.arange(32))[:, None, None, :].expand(-1, 3, 32, -1)
+            batch = batch.gather(2, rows).gather(3, columns)
+            flip = torch.rand(len(chosen), generator=chance) < 0.5
+            batch[flip] = batch[flip].flip(3)
+            yield batch, self._labels[chosen]
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters (option A: subsample and pad with zeros)."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.pad = (width - width_in) // 2
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self.pad or self.stride > 1:
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        return functional.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20, 32, 44, 56 for CIFAR-10 (He et al. 2015): three stages of 16, 32, 64 channels."""
+
+    def __init__(self, depth: int = 56) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(_Block(16, 16, 1) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(*(_Block(16 if i == 0 else 32, 32, 2 if i == 0 else 1) for i in range(blocks)))
+        self.layer3 = nn.Sequential(*(_Block(32 if i == 0 else 64, 64, 2 if i == 0 else 1) for i in range(blocks)))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
