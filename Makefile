@@ -38,8 +38,10 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(BENCH_READY) ## the measurements in benchmarks/
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+BENCHMARKS ?= surgery_speed vgg16_article
+
+bench: $(BENCH_READY) ## the short measurements in benchmarks/ (BENCHMARKS="name ..." for others)
+	@for name in $(BENCHMARKS); do $(BIN)/python -W ignore -m benchmarks.$$name $(ARGS) || exit 1; done
 
 clean: ## remove the environment, caches and builds; run directories stay
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from secateurs.graph.copying import tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, GroupBuilder, Locked, Slice
-from secateurs.graph.rules import find_rule, rule
+from secateurs.graph.rules import find_call_rule, find_rule, rule
 from secateurs.graph.tracing import Inputs, Tracer, empty_copy
 
 __all__ = ["Cost", "Graph", "Group", "Inputs", "Locked", "Slice", "Tracer", "find_rule", "rule", "trace"]
@@ -44,7 +44,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         (Group('0', channel, 8 units, 3 slices),)
     """
     tensors = tensors_of(model)
-    tracer = Tracer(find_rule)
+    tracer = Tracer(find_rule, find_call_rule)
     try:
         tracer.trace(empty_copy(model), inputs)
     except Exception as error:

@@ -139,7 +139,7 @@ class Graph:
     units: int
     ties: tuple[SizeTie, ...] = field(repr=False)
     reads: tuple[UnitRead, ...] = field(repr=False)
-    mixed_units: Indices = field(repr=False)
+    bare_units: Indices = field(repr=False)
     mixers: Mapping[str, str] = field(repr=False)
     axes: tuple[tuple[str, int, tuple[Indices, ...]], ...] = field(repr=False)
     costs: CostModel = field(repr=False)
@@ -174,7 +174,8 @@ class Graph:
         """What makes silencing the group's units differ from removing them, if anything does."""
         if group.name in self.mixers:
             return self.mixers[group.name]
-        return None if group.by_role("consumer") else "an operator without weights"
+        silent = group.by_role("consumer") or np.isin(group.first, self.bare_units)
+        return None if silent else "an operator without weights"
 
     def group_cost(self, group: Group) -> Cost:
         """What removing one unit of the group alone saves."""
@@ -230,7 +231,7 @@ class GroupBuilder:
             units=self._units,
             ties=self._ties(),
             reads=self._reads(),
-            mixed_units=self._mixed(),
+            bare_units=self._bare(),
             mixers=self._mixers(groups),
             axes=axes,
             costs=self._costs(dims),
@@ -380,11 +381,12 @@ class GroupBuilder:
                         found.append(UnitRead(call=read.call, argument=read.argument, dim=axis, units=factor))
         return tuple(found)
 
-    def _mixed(self) -> Indices:
-        found = [factor for dim, _ in self._tracer.mixed for factor in self.unit_factors(dim)]
+    def _bare(self) -> Indices:
+        """Units that are summed over without weights, so that only their producers can silence them."""
+        found = [factor for dim in self._tracer.bare for factor in self.unit_factors(dim)]
         units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-        mixed: Indices = units[units != NO_UNIT]
-        return mixed
+        bare: Indices = units[units != NO_UNIT]
+        return bare
 
     def _mixers(self, groups: Sequence[Group]) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -153,11 +153,16 @@ class Tracer(MetaMode):
 
     Args:
         rules: A function that finds the rule of an operator, or None where there is none.
+        call_rules: The same for torch functions, for what their operators no longer show.
     """
 
-    def __init__(self, rules: Callable[[Any], Rule | None]) -> None:
+    def __init__(
+        self,
+        rules: Callable[[Any], Rule | None],
+        call_rules: Callable[[Any], Any | None] = lambda function: None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rules = rules
+        self._rules, self._call_rules = rules, call_rules
         self.labels = Labels()
         self.parameter_dims: list[ParameterDim] = []
         self.buffers: set[str] = set()
@@ -170,6 +175,7 @@ class Tracer(MetaMode):
         self.reads: list[Read] = []
         self.sites: list[Site] = []
         self.mixed: list[tuple[Dim, str]] = []
+        self.bare: list[Dim] = []
         self.unknown: dict[str, str] = {}
         self.calls = 0
         self._origins: list[Origin] = []
@@ -311,7 +317,9 @@ class Tracer(MetaMode):
         if not self._all_weights:
             self.add_role(weights, "consumer")
             self.add_role(kept, "producer")
-            if weights and len(weights) < len(operands):
+            if not weights:  # activations with activations, as queries with keys
+                self.bare += [dim for _, dim in operands]
+            elif len(weights) < len(operands):
                 self._contracted += [dim for tensor, dim in operands if not self.is_weight(tensor)]
         dims = [operands[0][1], *kept]
         fixed = prod(dim.size for dim in dims if not dim.factors)
@@ -334,8 +342,11 @@ class Tracer(MetaMode):
 
     # -- calls of torch functions -----------------------------------------------------------------
 
-    def enter_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
+        rule = self._call_rules(func)
+        if rule is not None:
+            rule(self, args, kwargs)
         self._origins = origins(args, kwargs)
         self._contracted = []
 
@@ -360,7 +371,7 @@ class _Calls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        self._tracer.enter_call(args, kwargs)
+        self._tracer.enter_call(func, args, kwargs)
         out = func(*args, **kwargs)
         self._tracer.leave_call(args, kwargs)
         return out

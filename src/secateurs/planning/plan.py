@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ class AxisCut:
         dim: The dimension.
         size: Its length before the cut.
         removed: The indices that leave, ascending.
-        role: ``producer``, ``carrier`` or ``consumer`` of the units that leave.
+        silenced: Those of them that are zeroed to silence the units in the original: all where the
+            parameter consumes the units, and all of units that are summed over without weights.
     """
 
     parameter: str
     dim: int
     size: int
     removed: tuple[int, ...]
-    role: str
+    silenced: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +213,10 @@ class Plan:
             return cls(
                 fingerprint=str(data["fingerprint"]),
                 groups=tuple(GroupCut(**{**g, "removed": tuple(g["removed"])}) for g in data["groups"]),
-                axes=tuple(AxisCut(**{**a, "removed": tuple(a["removed"])}) for a in data["axes"]),
+                axes=tuple(
+                    AxisCut(**{**a, "removed": tuple(a["removed"]), "silenced": tuple(a["silenced"])})
+                    for a in data["axes"]
+                ),
                 integers=tuple(IntegerChange(**change) for change in data["integers"]),
                 before=Cost(**data["before"]),
                 after=Cost(**data["after"]),
@@ -263,22 +267,31 @@ def _checked(graph: Graph, name: str, indices: Any) -> tuple[int, ...]:
 
 def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisCut]:
     roles = {(part.parameter, part.dim): part.role for group in graph.groups for part in group.slices}
+    bare = np.zeros_like(gone)
+    bare[graph.bare_units] = gone[graph.bare_units]
     cuts = []
     for name, dim, units in graph.axes:
         size = graph.parameters[name][dim]
-        places = np.flatnonzero(removed_places(units, gone, size))
-        if places.size:
-            cuts.append(
-                AxisCut(
-                    parameter=name, dim=dim, size=size, removed=tuple(places.tolist()), role=roles[name, dim]
-                )
+        places = removed_places(units, gone, size)
+        if places.any():
+            silenced = places if roles[name, dim] == "consumer" else removed_places(units, bare, size)
+            cut = AxisCut(
+                parameter=name, dim=dim, size=size, removed=_listed(places), silenced=_listed(silenced)
             )
+            cuts.append(cut)
     return cuts
 
 
-def _compose(size: int, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    kept = np.delete(np.arange(size), np.asarray(first, np.int64))
-    return tuple(sorted({*first, *kept[np.asarray(second, np.int64)].tolist()}))
+def _listed(places: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(places).tolist())
+
+
+def _in_first(size: int, removed: tuple[int, ...], later: tuple[int, ...]) -> list[int]:
+    """Indices after a cut, as indices before it."""
+    kept: list[int] = np.delete(np.arange(size), np.asarray(removed, np.int64))[
+        np.asarray(later, np.int64)
+    ].tolist()
+    return kept
 
 
 def _compose_axes(first: AxisCut, second: AxisCut) -> AxisCut:
@@ -287,9 +300,12 @@ def _compose_axes(first: AxisCut, second: AxisCut) -> AxisCut:
             f"the second plan expects length {second.size} of {second.parameter!r} dimension {second.dim}, "
             f"the first leaves {first.size - len(first.removed)}"
         )
-    removed = _compose(first.size, first.removed, second.removed)
-    return AxisCut(
-        parameter=first.parameter, dim=first.dim, size=first.size, removed=removed, role=first.role
+    removed = _in_first(first.size, first.removed, second.removed)
+    silenced = _in_first(first.size, first.removed, second.silenced)
+    return replace(
+        first,
+        removed=tuple(sorted({*first.removed, *removed})),
+        silenced=tuple(sorted({*first.silenced, *silenced})),
     )
 
 
@@ -298,6 +314,6 @@ def _compose_groups(first: GroupCut, second: GroupCut) -> GroupCut:
         raise PlanError(
             f"the second plan expects {second.size} units in {first.name!r}, the first leaves {first.kept}"
         )
-    removed = _compose(first.size, first.removed, second.removed)
+    removed = _in_first(first.size, first.removed, second.removed)
     mixed = first.mixed_by or second.mixed_by
-    return GroupCut(name=first.name, kind=first.kind, size=first.size, removed=removed, mixed_by=mixed)
+    return replace(first, removed=tuple(sorted({*first.removed, *removed})), mixed_by=mixed)

@@ -118,13 +118,13 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
 
 
 def _silenced(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The consumers' weights with the slices of removed units zeroed."""
+    """The tensors that are zeroed in part to silence the units: consumers' weights above all."""
     changed: dict[str, Tensor] = {}
     for axis in plan.axes:
-        if axis.role == "consumer":
+        if axis.silenced:
             tensor = changed.get(axis.parameter)
             tensor = tensors[axis.parameter].detach().clone() if tensor is None else tensor
-            places = torch.tensor(axis.removed, device=tensor.device)
+            places = torch.tensor(axis.silenced, device=tensor.device)
             changed[axis.parameter] = tensor.index_fill(axis.dim, places, 0)
     return changed
 

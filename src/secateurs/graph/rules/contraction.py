@@ -6,9 +6,10 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from secateurs.graph.labels import Dim
-from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.rules.registry import aten, call_rule, rule
 from secateurs.graph.tracing import Tracer
 
 
@@ -114,6 +115,14 @@ def _unify_trailing(t: Tracer, bias: Tensor, out: Tensor) -> None:
             t.unify(dim, out_dims[-place])
 
 
+@call_rule(functional.scaled_dot_product_attention)
+def attention_scale(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Without a stated scale the kernel derives one from the head dimension, which then must stay."""
+    query = args[0] if args else kwargs["query"]
+    if kwargs.get("scale") is None:
+        t.lock(t.dims(query)[-1], "attention derives its scale from this length")
+
+
 @rule(
     aten._scaled_dot_product_flash_attention_for_cpu,
     aten._scaled_dot_product_flash_attention,
@@ -124,15 +133,13 @@ def _unify_trailing(t: Tracer, bias: Tensor, out: Tensor) -> None:
     aten.scaled_dot_product_attention,
 )
 def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """``softmax(q k^T) v``; head dimensions are locked unless the call states its scale."""
+    """``softmax(q k^T) v``, where the operator arrives whole."""
     query, key, value = args[:3]
     q, k, v = t.dims(query), t.dims(key), t.dims(value)
     for left, middle, right in zip(q[:-2], k[:-2], v[:-2], strict=True):
         t.unify(left, middle)
         t.unify(middle, right)
     t.unify(q[-1], k[-1])
-    if kwargs.get("scale") is None:
-        t.lock(q[-1], "attention derives its scale from this length")
     t.unify(k[-2], v[-2])
     for dim in (q[-2], k[-2]):
         t.lock(dim, "attention computes a softmax along it")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from secateurs.graph.tracing import Rule
+from secateurs.graph.tracing import Rule, Tracer
 
 
 class _Operators:
@@ -52,6 +52,25 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+CallRule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any]], None]
+_CALL_RULES: dict[Any, CallRule] = {}
+
+
+def call_rule(function: Any) -> Callable[[CallRule], CallRule]:
+    """Register a rule for a torch function, run before its operators, for what these no longer show."""
+
+    def register(each: CallRule) -> CallRule:
+        _CALL_RULES[function] = each
+        return each
+
+    return register
+
+
+def find_call_rule(function: Any) -> CallRule | None:
+    """The rule of a torch function, if it has one."""
+    return _CALL_RULES.get(function)
 
 
 def find_rule(operator: Any) -> Rule | None:
