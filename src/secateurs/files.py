@@ -146,7 +146,10 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     from safetensors.torch import save_file
 
     with whole_file(path) as temporary:
-        save_file(_unshared(tensors), temporary, dict(metadata))
+        temporary.touch()
+        usual = temporary.stat().st_mode
+        save_file(_unshared(tensors), temporary, dict(metadata) or None)
+        temporary.chmod(usual)  # safetensors' own files can be read by their owner alone
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -240,6 +243,15 @@ class Lock:
             where=str(self.path.parent),
             fix="wait for it to end, or pass another --out",
         )
+
+    @contextlib.contextmanager
+    def unless_failed(self) -> Iterator[Lock]:
+        """Keep the lock after the block, but not if the block fails."""
+        try:
+            yield self
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let the next one in; a second call does nothing."""

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from secateurs import files
-from secateurs.errors import RunError, SecateursError
+from secateurs.errors import ApplyError, RunError, SecateursError
 from secateurs.progress import Event, State
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ class Run:
                 where=str(folder),
                 fix="pass another --out, or --resume to continue the job that wrote it",
             )
-        lock = files.Lock(folder / _LOCK)
-        files.remove_leftovers(folder)
-        files.write_json(folder / _CONFIG, {"format": FORMAT, **config, **surroundings()})
-        run = cls(folder)
-        run._lock = lock
+        with files.Lock(folder / _LOCK).unless_failed() as lock:
+            files.remove_leftovers(folder)
+            files.write_json(folder / _CONFIG, {"format": FORMAT, **config, **surroundings()})
+            run = cls(folder)
+            run._lock = lock
         return run
 
     @classmethod
@@ -113,9 +113,10 @@ class Run:
             RunError: The directory is missing or foreign, or another job writes to it.
         """
         run = cls(path)
-        run._lock = files.Lock(run.path / _LOCK)
-        files.remove_leftovers(run.path)
-        files.drop_torn_line(run.path / _EVENTS)
+        with files.Lock(run.path / _LOCK).unless_failed() as lock:
+            files.remove_leftovers(run.path)
+            files.drop_torn_line(run.path / _EVENTS)
+            run._lock = lock
         return run
 
     def release(self) -> None:
@@ -216,8 +217,12 @@ class Run:
             raise RunError(f"{self.path / _CONFIG} names no architecture", where=str(self.path)) from error
         with torch.random.fork_rng(devices=[]):
             model = build_architecture(architecture)
-        for plan in self.plans(plans):
-            model = apply(model, plan, inplace=True)
+        for number, plan in enumerate(self.plans(plans), 1):
+            try:
+                model = apply(model, plan, inplace=True)
+            except ApplyError as error:
+                message = f"{self.plan_path(number)} does not fit this architecture: {error.message}"
+                raise RunError(message, where=str(self.path)) from error
         return model
 
     def model(self) -> nn.Module:

@@ -109,8 +109,11 @@ class Display:
 
     def _on_finished(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()
-        self.say()
-        self.say(text.before_after(facts["before"], facts["after"]))
+        before, after = facts["before"], facts["after"]
+        if before["params"] == after["params"]:
+            self.say(f"after: test accuracy {text.share(after['accuracy'])}")
+        else:
+            self.say("\n" + text.before_after(before, after))
 
     def _remove_bar(self) -> None:
         if self._bar is not None:

@@ -122,6 +122,8 @@ def open_run(
 ) -> Iterator[Run]:
     """A new run, or the one to continue; locked, and released at the end.
 
+    Call it inside :func:`threads`: a job is continued with the threads that it was started with.
+
     Raises:
         RunError: The directory is taken, or was made with other settings.
     """
@@ -133,6 +135,7 @@ def open_run(
             run.release()
             raise
         run.log(Event("resumed"))
+        torch.set_num_threads(run.config["threads"])  # another number could round differently
     else:
         run = Run.start(out, config, beside=beside)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,22 +142,26 @@ class _Loop:
         count = len(data) if isinstance(data, Sized) else None
         _training_mode(self.model, self.recipe)
         total, samples = 0.0, 0
-        for index, (inputs, targets) in enumerate(_on_device(data, self.engine)):
-            lr = self.recipe.lr_at(number - 1 + index / count if count else number - 1)
-            loss = self._update(inputs, targets, lr)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} in epoch {number}, batch {index + 1}, at a learning rate of "
-                    f"{lr:.3g}; the model keeps the best weights that it had before",
-                    fix=f"lower lr to {self.recipe.lr / 10:.2g}, or set clip_norm=1.0",
-                )
-            total, samples = total + loss * len(targets), samples + len(targets)
-            if self.engine.is_main_process:
-                facts = {"epoch": number, "epochs": self.recipe.epochs, "batch": index + 1}
-                observer(Event("batch", {**facts, "batches": count, "loss": loss, "lr": lr}))
+        with contextlib.closing(_on_device(data, self.engine)) as placed:
+            for index, (inputs, targets) in enumerate(placed):
+                lr = self.recipe.lr_at(number - 1 + index / count if count else number - 1)
+                loss = self._update(inputs, targets, lr)
+                if not math.isfinite(loss):
+                    raise self._diverged(loss, number, index + 1, lr)
+                total, samples = total + loss * len(targets), samples + len(targets)
+                if self.engine.is_main_process:
+                    facts = {"epoch": number, "epochs": self.recipe.epochs, "batch": index + 1}
+                    observer(Event("batch", {**facts, "batches": count, "loss": loss, "lr": lr}))
         if samples == 0:
             raise TrainingError("the training data gave no batch")
         return total / samples
+
+    def _diverged(self, loss: float, epoch: int, batch: int, lr: float) -> TrainingError:
+        return TrainingError(
+            f"the loss became {loss} in epoch {epoch}, batch {batch}, at a learning rate of {lr:.3g}; the "
+            "model keeps the best weights that it had before",
+            fix=f"lower lr to {self.recipe.lr / 10:.2g}, or set clip_norm=1.0",
+        )
 
     def _update(self, inputs: Any, targets: Tensor, lr: float) -> float:
         """One step of the optimizer."""
@@ -218,8 +222,6 @@ def _prepared(model: nn.Module, accelerator: Accelerator | None) -> Iterator[tup
         for name in set(vars(model)) - attributes:
             delattr(model, name)
         model.to(device)
-        if accelerator is None:
-            engine.free_memory()
 
 
 @contextlib.contextmanager
@@ -277,14 +279,19 @@ def _evaluate(model: nn.Module, validation: Validation | None, engine: Accelerat
     return Epoch(number=0, loss=None, score=score, val_loss=loss, seconds=seconds)
 
 
-def _on_device(data: Batches, engine: Accelerator) -> Batches:
+def _on_device(data: Batches, engine: Accelerator) -> Generator[Any, None, None]:
     """The batches where the model is; a loader is shared out among the processes."""
     if isinstance(data, DataLoader):
-        prepared: Batches = engine.prepare_data_loader(data)
-        return prepared
+        prepared = engine.prepare_data_loader(data)
+        try:
+            yield from prepared
+        finally:
+            prepared.end()  # else accelerate's global state would keep a loader that was left early
+        return
     from accelerate.utils import send_to_device
 
-    return (send_to_device(batch, engine.device) for batch in data)
+    for batch in data:
+        yield send_to_device(batch, engine.device)
 
 
 def _cross_entropy(recipe: Recipe) -> LossFunction:

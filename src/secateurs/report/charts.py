@@ -203,16 +203,21 @@ def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | 
         path: The PNG file to write.
         title: Which model this is.
     """
-    xs, ys = [100.0], [100 * start]
+    trained, cut = [(100.0, 100 * start)], []
+    path_of_both = list(trained)
     for row in rows:
-        xs += [100 * row["macs_share"]] * 2
-        ys += [100 * row["accuracy_cut"], 100 * row["accuracy_tuned"]]
+        macs = 100 * row["macs_share"]
+        if row["iteration"] is not None:
+            cut.append((macs, 100 * row["accuracy_cut"]))
+            path_of_both.append(cut[-1])
+        trained.append((macs, 100 * row["accuracy_tuned"]))
+        path_of_both.append(trained[-1])
     with _figure(path, (7.5, 4.0)) as figure:
         axes = figure.subplots()
-        axes.plot(xs, ys, color="#b4bcc2", linewidth=1.2, zorder=1)
-        axes.scatter(xs[1::2], ys[1::2], color=_GONE, label="after the cut", zorder=2)
-        axes.scatter(xs[0::2], ys[0::2], color=_AFTER, label="after training", zorder=3)
-        axes.set_xlim(103, max(0.0, min(xs) - 5))
+        axes.plot(*zip(*path_of_both, strict=True), color="#b4bcc2", linewidth=1.2, zorder=1)
+        axes.scatter(*zip(*cut, strict=True), color=_GONE, label="after the cut", zorder=2)
+        axes.scatter(*zip(*trained, strict=True), color=_AFTER, label="after training", zorder=3)
+        axes.set_xlim(103, max(0.0, trained[-1][0] - 5))
         axes.margins(y=0.12)
         axes.grid(axis="y", color="#e8ebed")
         axes.set_axisbelow(True)
