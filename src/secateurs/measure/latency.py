@@ -1,0 +1,151 @@
+"""How long one forward pass takes on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from secateurs.graph.tracing import Inputs, call_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """The time of one forward pass, over repeated runs.
+
+    Args:
+        median_ms: Milliseconds, the median.
+        p10_ms: The tenth percentile.
+        p90_ms: The ninetieth percentile.
+        repeats: Runs that were timed.
+        threads: Threads that torch used on the CPU.
+        device: Where the model ran.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    repeats: int
+    threads: int
+    device: str
+
+
+def latency_ms(
+    model: nn.Module, inputs: Inputs, *, warmup: int = 5, repeats: int = 30, threads: int | None = None
+) -> Latency:
+    """Time a model in evaluation mode, without gradients.
+
+    Args:
+        model: The model.
+        inputs: Example inputs, usually a batch of one; moved to the model's device.
+        warmup: Runs that are not timed.
+        repeats: Runs that are.
+        threads: Threads for the CPU; torch's current number if None.
+
+    Returns:
+        Median and percentiles in milliseconds.
+
+    Example:
+        >>> latency_ms(nn.Linear(4, 2), torch.zeros(1, 4), warmup=1, repeats=3).repeats
+        3
+    """
+    only = compare_latency({"model": model}, inputs, warmup=warmup, repeats=repeats, threads=threads)
+    return only["model"]
+
+
+def compare_latency(
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    *,
+    warmup: int = 5,
+    repeats: int = 30,
+    threads: int | None = None,
+) -> dict[str, Latency]:
+    """Time several models in turns, so that a machine that slows down or speeds up does it to all.
+
+    Args:
+        models: The models by name.
+        inputs: Example inputs for each of them.
+        warmup: Rounds that are not timed.
+        repeats: Rounds that are; one run of each model a round.
+        threads: Threads for the CPU; torch's current number if None.
+
+    Returns:
+        Median and percentiles in milliseconds, by name.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats >= 1 must hold, got repeats={repeats}")
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with _threads(threads), _evaluation(models):
+        placed = {name: _beside(model, inputs) for name, model in models.items()}
+        used = torch.get_num_threads()
+        with torch.no_grad():
+            for number in range(warmup + repeats):
+                for name, model in models.items():
+                    elapsed = _once(model, placed[name])
+                    if number >= warmup:
+                        times[name].append(elapsed * 1000)
+    return {name: _summary(values, used, str(_device(models[name]))) for name, values in times.items()}
+
+
+def _once(model: nn.Module, inputs: Inputs) -> float:
+    cuda = any(leaf.is_cuda for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    if cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call_model(model, inputs)
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _summary(values: list[float], threads: int, device: str) -> Latency:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Latency(
+        median_ms=statistics.median(ordered),
+        p10_ms=ordered[round(0.1 * last)],
+        p90_ms=ordered[round(0.9 * last)],
+        repeats=len(ordered),
+        threads=threads,
+        device=device,
+    )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _beside(model: nn.Module, inputs: Inputs) -> Inputs:
+    device = _device(model)
+    moved: Inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+    return moved
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _evaluation(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    modes = {module: module.training for model in models.values() for module in model.modules()}
+    try:
+        for model in models.values():
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

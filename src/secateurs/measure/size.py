@@ -1,0 +1,96 @@
+"""What a model weighs: parameters, multiply-accumulates, bytes of its file."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateurs.graph import batch_size
+from secateurs.graph.tracing import Inputs, call_model
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters, one that is shared counted once, buffers not counted.
+
+    Example:
+        >>> parameters(nn.Linear(4, 2))
+        10
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, inputs: Inputs) -> int:
+    """Multiply-accumulates of one forward pass of one sample, counted while the model runs.
+
+    Counted by torch's own counter of floating-point operations, independently of the graph that plans are
+    made with. The model runs in evaluation mode and is left as it was.
+
+    Args:
+        model: The model.
+        inputs: Example inputs; the count is divided by the length of their first dimension.
+
+    Returns:
+        Half of the floating-point operations of convolutions and matrix products.
+
+    Example:
+        >>> macs(nn.Linear(4, 2), torch.zeros(3, 4))
+        8
+    """
+    modes = {module: module.training for module in model.modules()}
+    counter = FlopCounterMode(display=False)
+    try:
+        model.eval()
+        with torch.no_grad(), counter:
+            call_model(model, inputs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return round(counter.get_total_flops() / 2 / batch_size(inputs))
+
+
+def file_bytes(model: nn.Module) -> int:
+    """The bytes of the safetensors file of a model's state, without writing it.
+
+    Tensors that share their memory are counted once, as they are written once.
+
+    Example:
+        >>> from safetensors.torch import save
+        >>> net = nn.Linear(4, 2)
+        >>> file_bytes(net) == len(save(net.state_dict()))
+        True
+    """
+    entries: dict[str, dict[str, object]] = {}
+    seen: set[tuple[int, int, int]] = set()
+    total = 0
+    for name, tensor in sorted(model.state_dict().items(), key=lambda item: (-_rank(item[1]), item[0])):
+        place = (tensor.data_ptr(), tensor.storage_offset(), tensor.numel())
+        if tensor.numel() and not tensor.is_meta and place in seen:
+            continue
+        seen.add(place)
+        size = tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _DTYPES.get(tensor.dtype, "F32"), "shape": list(tensor.shape)}
+        entries[name]["data_offsets"] = [total, total + size]
+        total += size
+    header = len(json.dumps(entries, separators=(",", ":")).encode())
+    return 8 + -(-header // 8) * 8 + total
+
+
+def _rank(tensor: Tensor) -> int:
+    return tensor.element_size()
+
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
