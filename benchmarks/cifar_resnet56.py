@@ -21,7 +21,10 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images whose largest output is their label."""
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True))
+        right = sum(
+            int((model(x).argmax(1) == y).sum())
+            for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
     return right / len(labels)
 
 
@@ -45,8 +48,13 @@ def main() -> None:
     order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(1))
     held, used = order[:2500], order[2500:]
     model = CifarResNet(56)
-    missing = model.load_state_dict(load_file(args.data / "weights" / "cifar_resnet56.safetensors"), strict=False)
-    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys) and not missing.unexpected_keys
+    missing = model.load_state_dict(
+        load_file(args.data / "weights" / "cifar_resnet56.safetensors"), strict=False
+    )
+    assert (
+        all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+        and not missing.unexpected_keys
+    )
     model.eval()
     base = top1(model, test_x, test_y)
     print(f"before: top-1 {base:.4f} on {len(test_y)} test images (published 0.9339 on all 10,000)")
@@ -54,7 +62,11 @@ def main() -> None:
     ranking = [(train_x[used[i : i + 100]], train_y[used[i : i + 100]]) for i in range(0, 2000, 100)]
     started = time.perf_counter()
     steps = secateurs.prune_steps(
-        model, test_x[:2], criterion=args.criterion, budget=secateurs.Budget(macs=args.macs), steps=args.steps,
+        model,
+        test_x[:2],
+        criterion=args.criterion,
+        budget=secateurs.Budget(macs=args.macs),
+        steps=args.steps,
         data=ranking, loss_fn=cross_entropy,
     )  # fmt: skip
     for step in steps:
@@ -67,19 +79,23 @@ def main() -> None:
         finetune(
             step.model,
             lambda seed, images=images: augmented(train_x[images], train_y[images], 128, seed),
-            recipe=Recipe(epochs=max(1, round(epochs)), lr=args.lr, weight_decay=5e-4, seed=args.seed + step.number),
+            recipe=Recipe(
+                epochs=max(1, round(epochs)), lr=args.lr, weight_decay=5e-4, seed=args.seed + step.number
+            ),
         )
         healed = top1(step.model, train_x[held], train_y[held])
         print(
             f"step {step.number}: {len(step.plan)} units leave, {params:,} params, {macs / 1e6:.1f} M MACs, "
-            f"validation {cut:.4f} -> {healed:.4f} after fine-tuning, {time.perf_counter() - started:.0f} s; {step.verified}"
+            f"validation {cut:.4f} -> {healed:.4f} after fine-tuning, {time.perf_counter() - started:.0f} s; "
+            f"{step.verified}"
         )
         final = step
     after = top1(final.model, test_x, test_y)
     graph = secateurs.trace(model, test_x[:1])
     whole = graph.cost()
     print(
-        f"after: top-1 {after:.4f} ({after - base:+.4f}), params {final.plan.after.params / whole.params:.1%}, "
+        f"after: top-1 {after:.4f} ({after - base:+.4f}), "
+        f"params {final.plan.after.params / whole.params:.1%}, "
         f"MACs {final.plan.after.macs / whole.macs:.1%} of {whole.macs / 1e6:.1f} M remain"
     )
 

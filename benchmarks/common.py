@@ -46,7 +46,9 @@ def cifar10(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return pixels.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
 
 
-def augmented(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]] | object:
+def augmented(
+    images: Tensor, labels: Tensor, batch_size: int, seed: int
+) -> list[tuple[Tensor, Tensor]] | object:
     """Shuffled batches with random crops (4 pixels of padding) and flips, the same for the same seed."""
     return _Augmented(images, labels, batch_size, seed)
 
@@ -101,8 +103,12 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(*(_Block(16, 16, 1) for _ in range(blocks)))
-        self.layer2 = nn.Sequential(*(_Block(16 if i == 0 else 32, 32, 2 if i == 0 else 1) for i in range(blocks)))
-        self.layer3 = nn.Sequential(*(_Block(32 if i == 0 else 64, 64, 2 if i == 0 else 1) for i in range(blocks)))
+        self.layer2 = nn.Sequential(
+            *(_Block(16 if i == 0 else 32, 32, 2 if i == 0 else 1) for i in range(blocks))
+        )
+        self.layer3 = nn.Sequential(
+            *(_Block(32 if i == 0 else 64, 64, 2 if i == 0 else 1) for i in range(blocks))
+        )
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -44,7 +44,11 @@ def theirs(name: str, repeats: int) -> list[float]:
         ignored = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]
         started = time.perf_counter()
         pruner = tp.pruner.MetaPruner(
-            model, image, importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=ignored
+            model,
+            image,
+            importance=tp.importance.RandomImportance(),
+            pruning_ratio=0.5,
+            ignored_layers=ignored,
         )
         pruner.step()
         seconds.append(time.perf_counter() - started)
@@ -71,7 +75,9 @@ def main() -> None:
     parser = arguments("Time of trace, plan and apply, beside Torch-Pruning.")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--one", nargs=2, metavar=("WHICH", "MODEL"), help="measure one side, print seconds only")
+    parser.add_argument(
+        "--one", nargs=2, metavar=("WHICH", "MODEL"), help="measure one side, print seconds only"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:

@@ -1,7 +1,7 @@
 """The article's surgery at full size: VGG16 with its head, random weights, five cuts of 512 filters.
 
-Prints parameters, bytes and CPU latency before and after each cut, the time of each cut, and the time of cutting filter
-by filter, as the article did.
+Prints parameters, bytes and CPU latency before and after each cut, the time of each cut, and the time of
+cutting filter by filter, as the article did.
 
 Run: python -m benchmarks.vgg16_article
 """
@@ -27,7 +27,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     header("VGG16, article head, random weights, 5 x 512 filters by L1 within layers' norm")
-    model = build("torchvision:vgg16", num_classes=2, weights="none", head="article", input_size=(3, 224, 224)).eval()
+    model = build(
+        "torchvision:vgg16", num_classes=2, weights="none", head="article", input_size=(3, 224, 224)
+    ).eval()
     image = torch.randn(1, 3, 224, 224)
     first = latency_ms(model, image)
     print(
@@ -47,7 +49,8 @@ def main() -> None:
         cut = time.perf_counter()
         report = secateurs.verify(model, pruned, plan, image).raise_if_failed()
         print(
-            f"cut {number}: {len(plan)} filters, trace {traced - begun:.2f} s, rank {planned - traced:.2f} s, "
+            f"cut {number}: {len(plan)} filters, trace {traced - begun:.2f} s, "
+            f"rank {planned - traced:.2f} s, "
             f"apply {cut - planned:.2f} s, {plan.after.params:,} params, {plan.after.macs / 1e9:.2f} G MACs, "
             f"{file_bytes(pruned) / 1e6:.0f} MB; {report}",
             flush=True,
@@ -57,7 +60,8 @@ def main() -> None:
     both = compare_latency({"before": original, "after": model}, image)
     ratio = both["before"].median_ms / both["after"].median_ms
     print(
-        f"latency, interleaved: {both['before'].median_ms:.0f} -> {both['after'].median_ms:.0f} ms ({ratio:.2f}x); "
+        f"latency, interleaved: {both['before'].median_ms:.0f} -> {both['after'].median_ms:.0f} ms "
+        f"({ratio:.2f}x); "
         f"file {file_bytes(original) / 1e6:.0f} -> {file_bytes(model) / 1e6:.0f} MB. "
         "The article: 780 -> 277 ms (2.8x) on an i7, 538 -> 150 MB"
     )
@@ -66,7 +70,9 @@ def main() -> None:
     for _ in range(args.singles):
         graph = secateurs.trace(single, image)
         scores = secateurs.score(single, graph, "l1", normalization="l2")
-        single = secateurs.apply(single, secateurs.plan(graph, scores, secateurs.Remove(1), kinds=("channel",)))
+        single = secateurs.apply(
+            single, secateurs.plan(graph, scores, secateurs.Remove(1), kinds=("channel",))
+        )
     each = (time.perf_counter() - begun) / args.singles
     print(f"filter by filter with our own surgery: {each:.2f} s a filter, so {512 * each:.0f} s for 512")
 

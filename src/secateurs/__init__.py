@@ -1,10 +1,21 @@
-"""Structured pruning for any PyTorch network: rank, cut, prove, heal, measure."""
+"""Structured pruning for any PyTorch network: rank, cut, prove, heal, measure.
 
-from secateurs.criteria import Criterion, Scores, score
-from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
-from secateurs.planning import Budget, Plan, Remove, plan
-from secateurs.pruning import Step, prune_steps
-from secateurs.surgery import VerifyReport, apply, verify
+The public names are imported when they are first used, so that ``secateurs --help`` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateurs.criteria import Criterion, Scores, score
+    from secateurs.errors import SecateursError
+    from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
+    from secateurs.planning import Budget, Plan, Remove, plan
+    from secateurs.pruning import Step, prune_steps
+    from secateurs.runs import load
+    from secateurs.surgery import VerifyReport, apply, verify
 
 __version__ = "0.1.0"
 
@@ -18,10 +29,12 @@ __all__ = [
     "Plan",
     "Remove",
     "Scores",
+    "SecateursError",
     "Slice",
     "Step",
     "VerifyReport",
     "apply",
+    "load",
     "plan",
     "prune_steps",
     "rule",
@@ -29,3 +42,26 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+_HOMES = {
+    "criteria": ("Criterion", "Scores", "score"),
+    "errors": ("SecateursError",),
+    "graph": ("Cost", "Graph", "Group", "Locked", "Slice", "rule", "trace"),
+    "planning": ("Budget", "Plan", "Remove", "plan"),
+    "pruning": ("Step", "prune_steps"),
+    "runs": ("load",),
+    "surgery": ("VerifyReport", "apply", "verify"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secateurs' has no attribute {name!r}")
+    value = getattr(import_module(f"secateurs.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
