@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.measure.accuracy import accuracy
-from secateurs.measure.latency import compare_latency
-from secateurs.measure.size import file_bytes, macs, parameters
+from secateurs.measure import accuracy, compare_latency, file_bytes, macs, parameters
+
+_SECONDS = 1.0  # to time one model for
+_LEAST, _MOST = 30, 300  # repeats
 
 
 def top1(model: nn.Module, batches: Iterable[Any]) -> dict[str, Any]:
     """``accuracy`` as a share, and ``loss``, on the device where the model is."""
-    measured = accuracy(model, batches, next(model.parameters()).device)
+    measured = accuracy(model, batches)
     return {"accuracy": measured.top1, "loss": measured.loss}
 
 
@@ -42,7 +43,10 @@ def speeds(models: Mapping[str, nn.Module], image: Tensor) -> dict[str, dict[str
         for model in models.values():
             model.to(device)
         label = "latency_ms" if device == "cpu" else "latency_cuda_ms"
-        for name, measured in compare_latency(dict(models), image.to(device)).items():
+        quick = compare_latency(models, image, warmup=2, repeats=3)
+        slowest = max(measured.median_ms for measured in quick.values())
+        repeats = min(max(round(1000 * _SECONDS / slowest), _LEAST), _MOST)
+        for name, measured in compare_latency(models, image, repeats=repeats).items():
             numbers[name][label] = round(measured.median_ms, 4)
             if device == "cpu":
                 numbers[name] |= {

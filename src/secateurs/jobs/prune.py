@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from secateurs.criteria import Criterion, Random
-from secateurs.errors import DataError
+from secateurs.criteria import Criterion, Random, names
+from secateurs.errors import DataError, UnknownNameError
 from secateurs.graph import Graph, trace
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.settings import PruneSettings
@@ -23,7 +24,7 @@ from secateurs.jobs.workplace import (
     open_run,
     threads,
 )
-from secateurs.planning import Budget, Plan, Remove
+from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.ranking import candidates
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.pruning import Step, prune_steps
@@ -81,23 +82,53 @@ def prune_job(
             "class_names": names,
             "settings": settings.to_dict(),
         }
+        model = origin.model()
+        check_reach(settings, trace(model, torch.zeros(1, *source.input_size)))
         with open_run(Path(out), config, resume=resume, beside=beside) as run:
             if not run.is_finished:
-                _Pruning(Job(run, source, settings, observer), settings, origin).run()
+                _Pruning(Job(run, source, settings, observer), settings, origin, model).run()
             return JobResult(path=run.path, metrics=run.metrics(), iterations=tuple(run.table()))
+
+
+def check_reach(settings: PruneSettings, graph: Graph) -> None:
+    """Refuse, before any work is done, what the job could not end with.
+
+    Raises:
+        UnknownNameError: There is no such criterion.
+        BudgetError: The target is out of reach; the message says how far one can go.
+        PlanError: No group is of the kinds that are to be cut.
+    """
+    if settings.criterion not in names():
+        raise UnknownNameError("criterion", settings.criterion, names())
+    alike = {group.name: torch.zeros(group.size) for group in graph.groups}
+    plan(
+        graph,
+        alike,
+        _whole_budget(settings),
+        round_to=settings.round_to,
+        kinds=settings.cut_kinds,
+        skip=settings.skip,
+    )
+
+
+def _whole_budget(settings: PruneSettings) -> Budget | Remove:
+    """What all iterations together come to."""
+    if settings.remove is not None:
+        return Remove(settings.remove * settings.iterations)
+    quantity, share = settings.target or ("macs", 1.0)
+    return Budget(**{quantity: share})
 
 
 class _Pruning:
     """One pruning job; stages 1 to ``iterations`` cut and fine-tune, one more only fine-tunes."""
 
-    def __init__(self, job: Job, settings: PruneSettings, origin: Run) -> None:
-        self.job, self.settings, self.origin = job, settings, origin
+    def __init__(self, job: Job, settings: PruneSettings, origin: Run, model: nn.Module) -> None:
+        self.job, self.settings, self.origin, self.model = job, settings, origin, model
         self.name = str(job.run.config["architecture"]["name"])
         self.inherited = origin.plans()
         self.stages = settings.iterations + 1
         self.state = job.run.load_state()
         self.facts: dict[str, Any] = {"stage": 0, "rows": []}
-        self.model: nn.Module
 
     def run(self) -> None:
         """All that is not done yet."""
@@ -114,7 +145,7 @@ class _Pruning:
         if self.state is None:
             for number, plan in enumerate(self.inherited, 1):
                 self.job.run.save_plan(number, plan)
-            self.model = self.origin.model().to(self.job.device)
+            self.model.to(self.job.device)
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
             before["units"] = self._units(trace(self.model.eval(), self.job.example()))
@@ -124,7 +155,7 @@ class _Pruning:
             return
         self.facts = {key: value for key, value in self.state.facts.items() if key != "training"}
         if self.facts["stage"] == 0:
-            self.model = self.origin.model().to(self.job.device)
+            self.model.to(self.job.device)
             return
         cuts = min(self.facts["stage"], self.settings.iterations)
         self.model = self.job.run.build(len(self.inherited) + cuts).to(self.job.device)

@@ -63,16 +63,17 @@ def train_job(
             "class_names": list(source.class_names),
             "settings": settings.to_dict(),
         }
+        model = _first_model(settings, architecture)  # what is wrong with it is known before a file is made
         with open_run(Path(out), config, resume=resume) as run:
             if not run.is_finished:
-                _train(Job(run, source, settings, observer), settings, architecture)
+                _train(Job(run, source, settings, observer), settings, model)
             return JobResult(path=run.path, metrics=run.metrics())
 
 
-def _train(job: Job, settings: TrainSettings, architecture: Architecture) -> None:
+def _train(job: Job, settings: TrainSettings, model: nn.Module) -> None:
     """Measure, train, measure, save; what a resumed job has done already is taken from its state."""
     state = job.run.load_state()
-    model = _first_model(settings, architecture).to(job.device)
+    model.to(job.device)
     job.tell_start(settings.model)
     if state is None:
         before = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}

@@ -134,7 +134,10 @@ def open_run(
         except RunError:
             run.release()
             raise
-        run.log(Event("resumed"))
+        if run.is_finished:
+            run.drop_state()  # a kill came between the metrics and this
+        else:
+            run.log(Event("resumed"))
         torch.set_num_threads(run.config["threads"])  # another number could round differently
     else:
         run = Run.start(out, config, beside=beside)

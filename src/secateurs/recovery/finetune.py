@@ -274,7 +274,11 @@ def _evaluate(model: nn.Module, validation: Validation | None, engine: Accelerat
         measured = accuracy(model, validation, engine.device)
         score, loss = measured.top1, measured.loss
     if not all(value is None or math.isfinite(value) for value in (score, loss)):
-        raise TrainingError(f"the validation gives accuracy {score} and loss {loss}, which must be finite")
+        raise TrainingError(
+            f"on the validation data the loss became {loss}, at a score of {score}; the model keeps the best "
+            "weights that it had before",
+            fix="lower lr, or set clip_norm=1.0",
+        )
     seconds = round(time.perf_counter() - started, 3)
     return Epoch(number=0, loss=None, score=score, val_loss=loss, seconds=seconds)
 
