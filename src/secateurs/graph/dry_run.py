@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.groups import Graph, GroupBuilder, Indices, group_names, removed_places
 from secateurs.graph.integers import set_integer
 from secateurs.graph.labels import Dim
@@ -26,6 +27,7 @@ from secateurs.graph.tracing import (
     Pass,
     Record,
     call_model,
+    canonical,
     empty_copy,
     plain_kernels,
     results_of,
@@ -104,13 +106,15 @@ def dry_run(
     for tie in graph.ties:
         kept = tie.value - int(removed_places(tie.units, gone, tie.value).sum())
         set_integer(trial, tie.module, tie.attribute, tie.position, kept)
+    restate_sizes(trial)
     mode = _Comparison(graph, builder, each.records, gone)
     empty_inputs = to_meta(inputs)
     try:
         with plain_kernels(), mode:
             call_model(trial, empty_inputs)
     except Exception as error:
-        mode.fault_outside(error)
+        if not mode.faults:  # after a fault the model may go astray; another round will tell
+            mode.fault_outside(error)
     return mode.faults
 
 
@@ -135,7 +139,9 @@ class _Comparison(MetaMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator and check the shapes of its results."""
-        if self._next >= len(self._records) or self._records[self._next].operator is not func:
+        if canonical(func) is None:
+            return compute(func, args, kwargs)
+        if self._next >= len(self._records) or self._records[self._next].operator is not canonical(func):
             raise RuntimeError(f"the model takes another path after the cut, at {func}")
         record = self._records[self._next]
         self._next += 1

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -304,11 +304,12 @@ class GroupBuilder:
             for one, other in _crossings(factors, self._unit_group):
                 crossing[one].add(other)
                 crossing[other].add(one)
+        kinds = self._named_kinds()
         names = _unique_names([_group_name(parts) for parts in slices])
         return tuple(
             Group(
                 name=names[g],
-                kind=self._kind(slices[g], bool(crossing[g])),
+                kind=kinds.get(g) or self._kind(slices[g]),
                 size=int(sizes[g]),
                 slices=tuple(slices[g]),
                 first=int(firsts[g]),
@@ -331,7 +332,17 @@ class GroupBuilder:
         roles = self._tracer.roles.get(number, set())
         return "producer" if "producer" in roles else "consumer" if "consumer" in roles else "carrier"
 
-    def _kind(self, parts: Sequence[Slice], crossed: bool) -> Kind:
+    def _named_kinds(self) -> dict[int, Kind]:
+        """Kinds that the rules know of, by group."""
+        found: dict[int, Kind] = {}
+        for dim, kind in self._tracer.kinds:
+            for factor in self.unit_factors(dim):
+                units = factor[factor != NO_UNIT]
+                for group in np.unique(self._unit_group[units]):
+                    found.setdefault(int(group), cast(Kind, kind))
+        return found
+
+    def _kind(self, parts: Sequence[Slice]) -> Kind:
         producers = [part for part in parts if part.role == "producer"] or list(parts)
         if any(len(self._shapes[part.parameter]) > 2 for part in producers):
             return "channel"
@@ -342,9 +353,9 @@ class GroupBuilder:
     def _locked(self, place: ParameterDim) -> Locked:
         reason, source = "it is part of a single unit", ""
         for factor in place.labels.factors:
-            numbers = np.unique(self._labels.why(factor))
-            if numbers[-1] > 0:
-                reason, source = self._labels.reasons[int(numbers[-1])]
+            known = int(self._labels.why(factor).max())
+            if known > 0:
+                reason, source = self._labels.reasons[known]
         module = place.parameter.rpartition(".")[0]
         return Locked(
             name=module,
@@ -451,7 +462,8 @@ def _distinct(factors: Sequence[Indices]) -> Indices:
     if len(factors) < 2:
         return factors[0] if factors else np.empty(0, np.int64)
     pairs = np.concatenate([np.stack([factor, np.arange(len(factor))]) for factor in factors], axis=1)
-    distinct: Indices = np.unique(pairs, axis=1)[0]
+    first = np.unique(pairs, axis=1, return_index=True)[1]
+    distinct: Indices = pairs[0, np.sort(first)]
     return distinct
 
 

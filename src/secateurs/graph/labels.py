@@ -125,8 +125,25 @@ class Labels:
                 pending += [self._first[paired], self._second[paired]]
 
     def why(self, labels: LabelArray) -> LabelArray:
-        """For each label the number of the reason that locks it (see ``reasons``), 0 where it is free."""
-        return self._why[self.find(labels)]
+        """For each label the number of a reason that locks it (see ``reasons``), 0 where it is free.
+
+        A pair is locked where both halves are.
+        """
+        roots = self.find(labels)
+        found, latest = self._why[roots], np.zeros(len(roots), np.int64)
+        for _ in range(_DEEPEST_PAIR):
+            paired = (found == 0) & (self._first[roots] != _NO_PAIR)
+            if not paired.any():
+                break
+            first, second = self.find(self._first[roots[paired]]), self.find(self._second[roots[paired]])
+            closed = self._why[first] > 0
+            open_half = np.where(closed, second, first)
+            halves = np.maximum(self._why[first], self._why[second])
+            latest[paired] = np.maximum(latest[paired], halves)
+            found[paired] = np.where(closed & (self._why[second] > 0), latest[paired], 0)
+            roots = roots.copy()
+            roots[paired] = open_half
+        return found
 
     def unify(self, a: Dim, b: Dim) -> None:
         """Join two dimensions of one length, index by index; a locked side locks the other."""

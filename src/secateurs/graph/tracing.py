@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -176,6 +177,7 @@ class Tracer(MetaMode):
         self.sites: list[Site] = []
         self.mixed: list[tuple[Dim, str]] = []
         self.bare: list[Dim] = []
+        self.kinds: list[tuple[Dim, str]] = []
         self.unknown: dict[str, str] = {}
         self.calls = 0
         self._origins: list[Origin] = []
@@ -192,6 +194,7 @@ class Tracer(MetaMode):
         pass uses is locked.
         """
         attach_origins(model)
+        self._watch_plain_norms(model)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
             if not isinstance(tensor, nn.Parameter):
@@ -205,6 +208,17 @@ class Tracer(MetaMode):
             self.contractions, self.reads = contractions, reads
         for place in self._unused():
             self.labels.lock(place.labels, "the forward pass does not use it")
+
+    def _watch_plain_norms(self, model: nn.Module) -> None:
+        """Norms without a tensor of their own still state their size, and compare it with what comes in."""
+        for path, module in model.named_modules():
+            if isinstance(module, _NormBase) and not module.affine and not module.track_running_stats:
+
+                def tie(norm: Any, args: Any, path: str = path) -> None:
+                    channel = self.dims(args[0])[1]
+                    self.sites.append(Site(path, "num_features", None, channel, channel.size))
+
+                module.register_forward_pre_hook(tie)
 
     def _one_pass(self, model: nn.Module, inputs: Inputs) -> None:
         self._records = []
@@ -241,23 +255,30 @@ class Tracer(MetaMode):
         self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
         rule = self._rules(func)
         if rule is None:
-            self._refuse(func, operands)
+            self._refuse(func, operands, results_of(out))
         else:
             rule(self, args, kwargs, out)
             if not self._all_weights:
                 for tensor in operands:
                     if self.is_weight(tensor):
                         self.add_role(self.dims(tensor), "carrier")
+        name = canonical(func)
+        if name is None:
+            return out
         results = results_of(out)
         dims = tuple(self.dims(result) for result in results)
         dtypes = tuple(result.dtype for result in results)
-        self._records.append(Record(func, dims, dtypes, isinstance(out, Tensor), incoming))
+        self._records.append(Record(name, dims, dtypes, isinstance(out, Tensor), incoming))
         return out
 
-    def _refuse(self, func: Any, operands: Sequence[Tensor]) -> None:
+    def _refuse(self, func: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         where = source_line()
         self.unknown.setdefault(str(func), where)
-        for tensor in operands:
+        known = {id(tensor) for tensor in operands}
+        for tensor in results:
+            if id(tensor) not in known:
+                self.set(tensor, [self.labels.fresh(int(size)) for size in tensor.shape])
+        for tensor in (*operands, *results):
             for dim in self.dims(tensor):
                 self.labels.lock(dim, f"{func} has no rule", where)
 
@@ -296,6 +317,11 @@ class Tracer(MetaMode):
         """The operator computes across this dimension, so that a silenced unit still has an effect."""
         if dim.factors:
             self.mixed.append((dim, operator))
+
+    def name_kind(self, dim: Dim, kind: str) -> None:
+        """The units of this dimension are of a kind of their own, such as ``head``."""
+        if dim.factors:
+            self.kinds.append((dim, kind))
 
     def add_role(self, dims: Sequence[Dim], role: str) -> None:
         """Note what a weight's dimensions do: produce, carry or consume units."""
@@ -375,6 +401,24 @@ class _Calls(TorchFunctionMode):
         out = func(*args, **kwargs)
         self._tracer.leave_call(args, kwargs)
         return out
+
+
+_LAYOUT = frozenset(
+    (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+)
+_VIEWS = frozenset(
+    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default)
+)
+
+
+def canonical(operator: Any) -> Any:
+    """The operator as it is compared between two runs: None for copies, one name for all reshapes.
+
+    Which of them a reshape turns into depends on strides, and so on lengths that a cut changes.
+    """
+    if operator in _LAYOUT:
+        return None
+    return torch.ops.aten.view.default if operator in _VIEWS else operator
 
 
 def results_of(out: Any) -> list[Tensor]:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import ApplyError
+from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.groups import fingerprint
 from secateurs.graph.integers import set_integer
 from secateurs.planning.plan import Plan
-from secateurs.surgery.attributes import restate_sizes
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:

@@ -45,6 +45,8 @@ def convolution(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: T
     t.set(out, [*x_dims[:first], produced, *spatial])
     if groups > 1:
         t.size_argument(groups, group_in)
+        if w_in.size > 1:
+            t.name_kind(group_in, "conv_group")
     positions = prod(x.shape[first + 1 :]) if transposed else prod(out.shape[first + 1 :])
     batch = prod(out.shape[:first])
     depthwise = groups > 1 and w_in.size == 1 and w_out.size == 1  # its filters only carry their channel
@@ -76,6 +78,10 @@ def matrix_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
     for left, right in zip(a_dims[:-2], b_dims[:-2], strict=True):
         t.unify(left, right)
     t.unify(a_dims[-1], b_dims[-2])
+    if not t.is_weight(a) and not t.is_weight(b):
+        t.name_kind(a_dims[-1], "head_dim")
+        for dim in batch:
+            t.name_kind(dim, "head")
     t.contract([(a, a_dims[-1]), (b, b_dims[-2])], [*batch, a_dims[-2], b_dims[-1]])
     t.set(out, [*batch, a_dims[-2], b_dims[-1]])
 

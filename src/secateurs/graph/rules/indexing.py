@@ -149,4 +149,5 @@ def embedding(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Ten
     rows, columns = t.dims(weight)
     t.lock(rows, "it is looked up by index")
     t.add_role([columns], "producer")
+    t.name_kind(columns, "embedding")
     t.set(out, [*t.dims(indices), columns])

@@ -66,7 +66,10 @@ def group_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
         if isinstance(parameter, Tensor):
             t.unify(t.dims(parameter)[0], channel)
     t.size_argument(groups, group)
-    _set_with_statistics(t, x, out)
+    normalised, *statistics = out
+    t.set(normalised, t.dims(x))
+    for statistic in statistics:
+        t.set(statistic, [t.dims(x)[0], group])
 
 
 @rule(
