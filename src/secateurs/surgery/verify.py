@@ -87,7 +87,7 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
         original: The model that the plan was applied to.
         pruned: The result of ``apply(original, plan)``.
         plan: The plan.
-        inputs: Example inputs with real values.
+        inputs: Example inputs with real values; moved to the models' device.
 
     Returns:
         The report; its `raise_if_failed` turns a failure into an error.
@@ -143,7 +143,10 @@ def _double(model: nn.Module, exchanged: dict[str, Tensor]) -> nn.Module:
 
 
 def _run(model: nn.Module, inputs: Inputs, which: str) -> list[Tensor]:
-    wide: Any = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
+    wide: Any = tree_map_only(
+        Tensor, lambda t: t.to(device, torch.float64 if t.is_floating_point() else t.dtype), inputs
+    )
     try:
         with torch.no_grad(), _default_dtype(torch.float64):
             outputs = call_model(model, wide)
