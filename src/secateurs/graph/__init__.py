@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -43,17 +45,30 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         >>> trace(net, torch.zeros(1, 3, 8, 8)).groups
         (Group('0', channel, 8 units, 3 slices),)
     """
-    tensors = tensors_of(model)
     tracer = Tracer(find_rule, find_call_rule)
+    with _without_collections():
+        try:
+            tracer.trace(empty_copy(model), inputs)
+        except Exception as error:
+            raise TraceError(
+                f"{type(model).__name__} could not be run on the example inputs: "
+                f"{type(error).__name__}: {error}",
+                fix="check that model(inputs) runs, and that its forward reads no values of tensors",
+            ) from error
+        builder = GroupBuilder(tracer, shapes_of(tensors_of(model)), batch_size(inputs))
+        return prove(model, inputs, builder, tracer.passes)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection meanwhile: walking the heap of a program with torch takes longer than a trace."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        tracer.trace(empty_copy(model), inputs)
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} could not be run on the example inputs: {type(error).__name__}: {error}",
-            fix="check that model(inputs) runs, and that its forward reads no values of tensors",
-        ) from error
-    builder = GroupBuilder(tracer, shapes_of(tensors), batch_size(inputs))
-    return prove(model, inputs, builder, tracer.passes)
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def batch_size(inputs: Inputs) -> int:
