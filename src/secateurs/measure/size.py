@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateurs.graph import batch_size
@@ -43,12 +46,24 @@ def macs(model: nn.Module, inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
     try:
         model.eval()
-        with torch.no_grad(), counter:
+        with _without_fused_attention(), torch.no_grad(), counter:
             call_model(model, inputs)
     finally:
         for module, mode in modes.items():
             module.training = mode
     return round(counter.get_total_flops() / 2 / batch_size(inputs))
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """Attention as the matrix products that it is; torch's counter takes the fused operators for free."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def file_bytes(model: nn.Module) -> int:
@@ -65,31 +80,41 @@ def file_bytes(model: nn.Module) -> int:
     entries: dict[str, dict[str, object]] = {}
     seen: set[tuple[int, int, int]] = set()
     total = 0
-    for name, tensor in sorted(model.state_dict().items(), key=lambda item: (-_rank(item[1]), item[0])):
+    for name, tensor in sorted(model.state_dict().items(), key=lambda item: (_rank(item[1]), item[0])):
         place = (tensor.data_ptr(), tensor.storage_offset(), tensor.numel())
         if tensor.numel() and not tensor.is_meta and place in seen:
             continue
         seen.add(place)
         size = tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": _DTYPES.get(tensor.dtype, "F32"), "shape": list(tensor.shape)}
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape)}
         entries[name]["data_offsets"] = [total, total + size]
         total += size
-    header = len(json.dumps(entries, separators=(",", ":")).encode())
+    header = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-header // 8) * 8 + total
 
 
 def _rank(tensor: Tensor) -> int:
-    return tensor.element_size()
+    return list(_DTYPES).index(tensor.dtype)
 
 
+# In the order in which the format writes them, which decides how many digits an offset has.
 _DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
+    torch.uint64: "U64",
     torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
     torch.int16: "I16",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
