@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from accelerate.state import GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import secateurs
 from secateurs.errors import SecateursError, TrainingError, UnknownNameError
 from secateurs.progress import Event, State
 from secateurs.recovery import History, Recipe, finetune
@@ -313,3 +318,32 @@ def test_a_history_survives_json() -> None:
     events: list[Event] = []
     history = finetune(network(), batches(), lambda _: 0.5, recipe=Recipe(epochs=2), observer=events.append)
     assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
+TWO_PROCESSES = """
+from accelerate import Accelerator
+from test_finetune import DataLoader, Recipe, data, finetune, network
+
+model, held_out = network(), list(DataLoader(data(), batch_size=16))
+history = finetune(model, DataLoader(data(), batch_size=8, shuffle=True), held_out, recipe=Recipe(epochs=3))
+total = sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
+print("RESULT", Accelerator().num_processes, total, history.best, [e.loss for e in history.epochs])
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_same_model(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    places = [str(Path(secateurs.__file__).parents[1]), str(Path(__file__).parent)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(places),
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    out = subprocess.run([*launch, str(script)], env=environment, capture_output=True, text=True, check=True)
+    results = [line for line in out.stdout.splitlines() if line.startswith("RESULT 2")]
+    assert len(results) == 2
+    assert results[0] == results[1]

@@ -57,6 +57,7 @@ class Display:
         self.say(f"\n{facts['title']}", "bold")
 
     def _on_started(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
         plural = "" if facts["threads"] == 1 else "s"
         self.say(f"{facts['model']} on {facts['data']}")
         for note in facts["notes"]:
@@ -64,11 +65,17 @@ class Display:
         self.say(f"  run {facts['run']}, {facts['device']}, {facts['threads']} thread{plural}", "dim")
 
     def _on_measured(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
         numbers = f"{text.count(facts['params'])} parameters, {text.count(facts['macs'])} MACs"
         self.say(
             f"{facts['when']}: test accuracy {text.share(facts['accuracy'])}, {numbers}, "
             f"{text.size(facts['file_bytes'])}"
         )
+
+    def _on_doing(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
+        if self._live:
+            self._bar = self._progress.add_task(facts["what"], total=None, note="")
 
     def _on_batch(self, facts: Mapping[str, Any]) -> None:
         if not self._live:
@@ -92,6 +99,7 @@ class Display:
         self._remove_bar()
 
     def _on_cut(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
         self.say(
             f"\ncut {facts['iteration']}/{facts['iterations']}: {facts['removed']} units leave, "
             f"{text.share(facts['macs_share'])} of the MACs and {text.share(facts['params_share'])} of the "

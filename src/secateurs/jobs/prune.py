@@ -120,22 +120,23 @@ def _whole_budget(settings: PruneSettings) -> Budget | Remove:
 
 
 class _Pruning:
-    """One pruning job; stages 1 to ``iterations`` cut and fine-tune, one more only fine-tunes."""
+    """One pruning job; stages 1 to ``iterations`` cut and fine-tune, a last one only fine-tunes."""
 
     def __init__(self, job: Job, settings: PruneSettings, origin: Run, model: nn.Module) -> None:
         self.job, self.settings, self.origin, self.model = job, settings, origin, model
         self.name = str(job.run.config["architecture"]["name"])
         self.inherited = origin.plans()
-        self.stages = settings.iterations + 1
+        self.final = settings.iterations + 1
         self.state = job.run.load_state()
         self.facts: dict[str, Any] = {"stage": 0, "rows": []}
 
     def run(self) -> None:
         """All that is not done yet."""
         self._begin()
-        for stage in range(max(self.facts["stage"], 1), self.stages + 1):
+        stages = self.final if self.settings.last_epochs else self.settings.iterations
+        for stage in range(max(self.facts["stage"], 1), stages + 1):
             if stage > self.facts["stage"]:
-                self._cut(stage) if stage < self.stages else self._enter_last()
+                self._cut(stage) if stage < self.final else self._enter_last()
             self._heal(stage)
         self._finish()
 
@@ -146,6 +147,7 @@ class _Pruning:
             for number, plan in enumerate(self.inherited, 1):
                 self.job.run.save_plan(number, plan)
             self.model.to(self.job.device)
+            self.job.doing("measure the model on the test images")
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
             before["units"] = self._units(trace(self.model.eval(), self.job.example()))
@@ -187,6 +189,7 @@ class _Pruning:
     def _step(self, stage: int) -> Step:
         """One round of rank and cut on the model as it is now."""
         settings = self.settings
+        self.job.doing(f"rank and cut, iteration {stage}/{settings.iterations}")
         steps = prune_steps(
             self.model.eval().requires_grad_(True),
             self.job.example(),
@@ -221,13 +224,13 @@ class _Pruning:
     def _enter_last(self) -> None:
         """The last stage cuts nothing."""
         row = {**self.facts["rows"][-1], "iteration": None, "removed": 0, "layers": []}
-        self.facts["stage"] = self.stages
+        self.facts["stage"] = self.final
         self.facts["rows"] = [*self.facts["rows"], {**row, "accuracy_cut": row["accuracy_tuned"]}]
 
     def _heal(self, stage: int) -> None:
         """Fine-tune all parameters, resumed where a killed job was."""
         recipe = replace(self.settings.recipe, seed=derive_seed(self.settings.seed, "finetune", stage))
-        if stage == self.stages:
+        if stage == self.final:
             recipe = replace(recipe, epochs=self.settings.last_epochs)
         history = finetune(
             self.model.requires_grad_(True),
@@ -242,7 +245,7 @@ class _Pruning:
 
     def _tell_epoch(self, event: Event) -> None:
         stage = self.facts["stage"]
-        where = {"stage": "final" if stage == self.stages else "iteration", "iteration": stage}
+        where = {"stage": "final" if stage == self.final else "iteration", "iteration": stage}
         self.job.tell(Event(event.name, {**where, "iterations": self.settings.iterations, **event.facts}))
 
     def _note(self, history: History) -> None:
@@ -257,6 +260,7 @@ class _Pruning:
     def _finish(self) -> None:
         """Measure both models, draw, save."""
         job, rows = self.job, self.facts["rows"]
+        job.doing("measure both models")
         after = {**top1(self.model, job.test_batches()), **sizes(self.model, job.example(1))}
         after["val_accuracy"] = rows[-1]["accuracy_tuned"]
         after["units"] = self._units(trace(self.model.eval(), job.example()))
@@ -284,7 +288,9 @@ class _Pruning:
     def _draw_all(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         folder, rows = self.job.run.path, self.facts["rows"]
         total = [LayerCut(**layer) for layer in _summed(rows)]
-        removed_chart(total, folder / "removed.png", title=f"{self.name}, all {len(rows) - 1} cuts")
+        removed_chart(
+            total, folder / "removed.png", title=f"{self.name}, all {self.settings.iterations} cuts"
+        )
         title = f"{self.name} on {Path(self.job.source.name).name}"
         before_after_chart(before, after, folder / "before-after.png", title=title)
         accuracy_chart(before["val_accuracy"], rows, folder / "accuracy.png", title=title)

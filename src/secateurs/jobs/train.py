@@ -76,6 +76,7 @@ def _train(job: Job, settings: TrainSettings, model: nn.Module) -> None:
     model.to(job.device)
     job.tell_start(settings.model)
     if state is None:
+        job.doing("measure the model on the test images")
         before = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
         state = State({"before": before}, {})
         job.run.save_state(state)
@@ -89,6 +90,7 @@ def _train(job: Job, settings: TrainSettings, model: nn.Module) -> None:
         observer=job.tell,
         checkpoint=StageCheckpoint(job.run, facts, state),
     )
+    job.doing("measure the model")
     after = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
     after |= {"val_accuracy": history.kept.score}
     before = {**facts["before"], "val_accuracy": history.start.score}

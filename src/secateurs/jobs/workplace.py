@@ -19,6 +19,7 @@ from secateurs.jobs.settings import DataSettings, PruneSettings, TrainSettings
 from secateurs.progress import Event, Observer, State
 from secateurs.runs import Run, has_begun
 
+_NOT_KEPT = ("batch", "doing")
 _COMPARED = ("command", "architecture", "data", "settings")
 
 
@@ -53,9 +54,13 @@ class Job:
 
     def tell(self, event: Event) -> None:
         """Hand an event to the observer, and keep it unless it is one of very many."""
-        if event.name != "batch":
+        if event.name not in _NOT_KEPT:
             self.run.log(event)
         self._observer(event)
+
+    def doing(self, what: str) -> None:
+        """Say what will take a while, so that a terminal can show that something happens."""
+        self.tell(Event("doing", {"what": what}))
 
     def training_batches(self) -> Callable[[int], DataLoader[Any]]:
         """Augmented, shuffled batches for the seed of an epoch."""

@@ -154,7 +154,7 @@ class _Loop:
                     observer(Event("batch", {**facts, "batches": count, "loss": loss, "lr": lr}))
         if samples == 0:
             raise TrainingError("the training data gave no batch")
-        return total / samples
+        return _agreed(total, samples, self.model, self.engine)
 
     def _diverged(self, loss: float, epoch: int, batch: int, lr: float) -> TrainingError:
         return TrainingError(
@@ -296,6 +296,18 @@ def _on_device(data: Batches, engine: Accelerator) -> Generator[Any, None, None]
 
     for batch in data:
         yield send_to_device(batch, engine.device)
+
+
+def _agreed(total: float, samples: int, model: nn.Module, engine: Accelerator) -> float:
+    """The mean loss over all processes, which also take over the first one's running statistics."""
+    if engine.num_processes == 1:
+        return total / samples
+    from accelerate.utils import broadcast
+
+    for buffer in model.buffers():
+        broadcast(buffer)
+    both = engine.reduce(torch.tensor([total, samples], dtype=torch.float64, device=engine.device), "sum")
+    return float(both[0] / both[1])
 
 
 def _cross_entropy(recipe: Recipe) -> LossFunction:
