@@ -29,13 +29,29 @@ def _binary(a: Any, b: Any, *args: Any, **kwargs: Any) -> Tensor | None:
         return None
     if a.shape == b.shape:
         return torch.empty_like(a)
-    if a.dim() == b.dim() and all(m in (n, 1) for n, m in zip(a.shape, b.shape, strict=True)):
-        return torch.empty_like(a)
+    if a.dim() == b.dim():
+        if all(m in (n, 1) for n, m in zip(a.shape, b.shape, strict=True)):
+            return torch.empty_like(a)
+        if all(n in (m, 1) for n, m in zip(a.shape, b.shape, strict=True)):
+            return torch.empty_like(b)
     return None
 
 
 def _binary_in_place(a: Any, b: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     return a if isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype else None
+
+
+def _mean(x: Tensor, dims: Any, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
+    if not dims or kwargs or not x.is_floating_point():
+        return None
+    gone = {dim % x.dim() for dim in dims}
+    if keepdim:
+        return x.new_empty([1 if place in gone else size for place, size in enumerate(x.shape)])
+    return x.new_empty([size for place, size in enumerate(x.shape) if place not in gone])
+
+
+def _average_pool(x: Tensor, size: list[int]) -> Tensor | None:
+    return x.new_empty((*x.shape[:-2], *size)) if x.dim() >= 3 and x.is_floating_point() else None
 
 
 def _convolution(
@@ -117,6 +133,8 @@ _SHAPES: dict[Any, Shape] = {
     ),
     **dict.fromkeys([_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor], _binary),
     **dict.fromkeys([_aten.add_.Tensor, _aten.mul_.Tensor], _binary_in_place),
+    _aten.mean.dim: _mean,
+    _aten._adaptive_avg_pool2d.default: _average_pool,
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
