@@ -850,7 +850,7 @@ class RawParameters(Toy):
     def __init__(self) -> None:
         super().__init__()
         self.kernel, self.offset = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(8))
-        self.matrix, self.last = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6, 4))
+        self.matrix, self.last = nn.Parameter(torch.randn(8, 6) / 9), nn.Parameter(torch.randn(6, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.kernel, self.offset, padding=1).relu().amax((2, 3))
