@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs.criteria.protocol import Criterion, Weights, producers, register, unit_rows
+from secateurs.criteria.protocol import Criterion, Weights, producers, register, unit_sums
 from secateurs.graph.groups import Group
 
 
@@ -33,8 +33,8 @@ class L1(Criterion):
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """``sum |w|`` over the producers' weights of each unit."""
-        rows = [unit_rows(weights[part.parameter], part).double() for part in producers(group, self.name)]
-        return torch.stack([row.abs().sum(1) for row in rows]).sum(0)
+        sums = [unit_sums(weights[part.parameter], part, 1) for part in producers(group, self.name)]
+        return torch.stack(sums).sum(0)
 
 
 @register
@@ -45,8 +45,8 @@ class L2(Criterion):
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """``sqrt(sum w^2)`` over the producers' weights of each unit."""
-        rows = [unit_rows(weights[part.parameter], part).double() for part in producers(group, self.name)]
-        return torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()
+        sums = [unit_sums(weights[part.parameter], part, 2) for part in producers(group, self.name)]
+        return torch.stack(sums).sum(0).sqrt()
 
 
 @register

@@ -171,6 +171,21 @@ def unit_rows(tensor: Tensor, place: Slice) -> Tensor:
     return tensor.detach().index_select(place.dim, flat).movedim(place.dim, 0).reshape(units, -1)
 
 
+def unit_sums(tensor: Tensor, place: Slice, power: int) -> Tensor:
+    """The sum of ``|w|^power`` over the part of a parameter that belongs to each unit.
+
+    Returns:
+        ``(units,)`` in float64; the parameter is read once and not copied.
+    """
+    others = [dim for dim in range(tensor.dim()) if dim != place.dim]
+    data = tensor.detach()
+    norms = (
+        torch.linalg.vector_norm(data, power, others, dtype=torch.float64) if others else data.double().abs()
+    )
+    indices = torch.from_numpy(place.indices).to(tensor.device)
+    return norms.pow(power)[indices].sum(1)
+
+
 def producers(group: Group, criterion: str) -> tuple[Slice, ...]:
     """The slices of the weights that make the units.
 
