@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from secateurs.data import DataSource, load_data, loader, read_image
 from secateurs.data.source import stratified_split
@@ -333,6 +334,21 @@ def test_loader_leaves_no_trace_in_the_random_state() -> None:
     before = torch.get_rng_state()
     batches(data)
     assert torch.get_rng_state().equal(before)
+
+
+class SaysItsThreads(Dataset[int]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> int:
+        return torch.get_num_threads()
+
+
+def test_images_are_prepared_on_one_thread_and_the_others_come_back() -> None:
+    torch.set_num_threads(2)
+    (batch,) = loader(SaysItsThreads(), batch_size=3, shuffle=True, seed=0)
+    assert batch.tolist() == [1, 1, 1]
+    assert torch.get_num_threads() == 2
 
 
 def test_unshuffled_loader_keeps_the_order() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from secateurs.errors import DataError
@@ -99,6 +99,17 @@ class ImageFormat:
 
 
 @contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: on a busy machine, threads that wait for each other take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _random_state(seed: int) -> Iterator[None]:
     """Torch's CPU random numbers from a seed, and afterwards as if nothing had been drawn."""
     before = torch.default_generator.get_state()
@@ -107,6 +118,11 @@ def _random_state(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(before)
+
+
+def _collate(samples: list[Any]) -> Any:
+    with _one_thread():
+        return default_collate(samples)
 
 
 class _Seeded(Dataset[Any]):
@@ -120,7 +136,7 @@ class _Seeded(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        with _random_state((self.seed * 1_000_003 + index) % 2**63):
+        with _one_thread(), _random_state((self.seed * 1_000_003 + index) % 2**63):
             return self.dataset[index]
 
 
@@ -154,5 +170,10 @@ def loader(
     count = len(dataset)  # type: ignore[arg-type]
     order = torch.randperm(count, generator=generator).tolist() if shuffle else list(range(count))
     return DataLoader(
-        _Seeded(dataset, seed), batch_size=batch_size, sampler=order, num_workers=workers, generator=generator
+        _Seeded(dataset, seed),
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        generator=generator,
+        collate_fn=_collate,
     )
