@@ -23,7 +23,7 @@ import secateurs
 from secateurs.errors import BudgetError, DataError, RunError, SecateursError, VerifyError
 from secateurs.jobs import DataSettings, PruneSettings, TrainSettings, prune_job, train_job
 from secateurs.measure.size import macs, parameters
-from secateurs.progress import Event
+from secateurs.progress import Event, State
 from secateurs.recovery import Recipe
 from secateurs.runs import Run, load
 
@@ -224,6 +224,11 @@ def test_a_finished_job_is_not_done_again(trained: Path, tmp_path: Path) -> None
     again = prune_job(pruning(trained), tmp_path / "pruned", resume=True, observer=seen.append)
     assert again == first
     assert seen == []
+    killed_at_the_very_end = Run.resume(tmp_path / "pruned")
+    killed_at_the_very_end.save_state(State({"stage": 3}, {}))
+    killed_at_the_very_end.release()
+    assert prune_job(pruning(trained), tmp_path / "pruned", resume=True) == first
+    assert not list((tmp_path / "pruned").glob("state*"))
 
 
 def test_a_job_is_resumed_with_its_own_settings_alone(trained: Path, tmp_path: Path) -> None:
