@@ -403,18 +403,7 @@ def test_frozen_models_and_no_grad_make_no_difference() -> None:
     assert all(torch.allclose(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize(
-    "traced_in_training",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="reads are numbered by calls, and batch norm makes one more in training"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("traced_in_training", [False, True])
 def test_scoring_runs_in_evaluation_mode(traced_in_training: bool) -> None:
     model = build(models.PlainVgg)
     data = [examples(model)]
@@ -525,7 +514,6 @@ def test_a_loss_that_ignores_the_model_is_refused() -> None:
         )
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a loss that is no scalar is not checked for")
 def test_a_loss_for_each_example_is_refused() -> None:
     model = build(Vgg)
     graph = secateurs.trace(model, model.example())

@@ -13,7 +13,7 @@ import models
 import secateurs
 from models import Toy, build
 from secateurs import Budget, Plan, Remove, Step
-from secateurs.errors import BudgetError, PlanError, ScoreError, VerifyError
+from secateurs.errors import BudgetError, PlanError, VerifyError
 
 SHARES = ("macs", "params", "units")
 
@@ -34,21 +34,9 @@ def units_left(step: Step, groups: set[str]) -> int:
 
 
 ALL = [(toy, q) for toy in (models.PlainVgg, models.ResidualStream, models.DenseBlock) for q in SHARES]
-LOST_UNITS = "a group of one unit leaves the graph, and its unit is no longer counted"
 
 
-@pytest.mark.parametrize(
-    ("toy", "quantity"),
-    [
-        pytest.param(
-            *case,
-            marks=pytest.mark.xfail(strict=True, reason=LOST_UNITS)
-            if case in ((models.ResidualStream, "units"), (models.DenseBlock, "units"))
-            else [],
-        )
-        for case in ALL
-    ],
-)
+@pytest.mark.parametrize(("toy", "quantity"), ALL)
 def test_the_last_step_meets_the_budget_of_the_first_model(toy: type[Toy], quantity: str) -> None:
     model = build(toy)
     graph = secateurs.trace(model, model.example())
@@ -118,7 +106,6 @@ def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
         optimiser.step()
 
 
-@pytest.mark.xfail(strict=True, raises=ScoreError, reason="a model with batch norm left in training mode")
 def test_a_loop_that_trains_between_the_steps() -> None:
     model = build(models.PlainVgg)
     batches = data(model)
@@ -159,13 +146,13 @@ def test_one_step_is_plan_and_apply() -> None:
     assert step.plan == secateurs.plan(graph, scores, Budget(params=0.5), scope="local", round_to=2)
 
 
-@pytest.mark.xfail(strict=True, reason="the share is taken of all groups, not of those that may be cut")
-def test_a_share_of_units_in_steps_is_the_share_at_once() -> None:
+def test_a_share_of_units_in_steps_is_the_share_at_once_but_for_rounding() -> None:
     model = build(models.PlainVgg)
     goal: dict[str, Any] = {"budget": Budget(units=0.5), "scope": "local", "skip": ["fc1"]}
     (once,) = steps(model, steps=1, **goal)
     *_, last = steps(model, steps=2, **goal)
-    assert units_left(last, {"conv1", "conv2"}) == units_left(once, {"conv1", "conv2"})
+    difference = units_left(once, {"conv1", "conv2"}) - units_left(last, {"conv1", "conv2"})
+    assert 0 <= difference <= 2  # each of the two groups is rounded down once more
 
 
 def test_skipped_groups_stay_whole() -> None:

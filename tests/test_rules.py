@@ -337,18 +337,7 @@ def test_a_mixing_operator_is_what_one_gets_from_the_kept_channels(name: str) ->
         assert torch.allclose(small(example), by_hand, atol=1e-6)
 
 
-WRONG_TOYS = {models.TiedWeights: "a dimension that both makes and reads is not silenced where it reads"}
-
-
-@pytest.mark.parametrize(
-    "toy",
-    [
-        pytest.param(
-            toy, marks=pytest.mark.xfail(strict=True, reason=WRONG_TOYS[toy]) if toy in WRONG_TOYS else []
-        )
-        for toy in TOYS
-    ],
-)
+@pytest.mark.parametrize("toy", TOYS)
 def test_every_toy_is_cut_exactly_wherever_one_cuts(toy: type[Toy]) -> None:
     model = build(toy)
     inputs = model.example(3)

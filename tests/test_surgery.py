@@ -294,7 +294,6 @@ def test_a_model_on_a_gpu_stays_there() -> None:
     secateurs.verify(model, small, plan, inputs).raise_if_failed()
 
 
-@pytest.mark.xfail(strict=True, reason="slices are made contiguous in the default format")
 def test_the_memory_format_is_kept() -> None:
     model = build(models.PlainVgg).to(memory_format=torch.channels_last)
     assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)

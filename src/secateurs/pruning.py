@@ -11,10 +11,10 @@ from torch import nn
 from secateurs.criteria.protocol import Scores
 from secateurs.criteria.scoring import AnyCriterion, LossFunction, score
 from secateurs.errors import BudgetError
-from secateurs.graph import Graph, Inputs, trace
+from secateurs.graph import Cost, Graph, Inputs, trace
 from secateurs.planning.budgets import Budget, Remove
 from secateurs.planning.plan import Plan
-from secateurs.planning.ranking import Scope, plan
+from secateurs.planning.ranking import Scope, candidates, plan
 from secateurs.surgery.apply import apply
 from secateurs.surgery.verify import VerifyReport, verify
 
@@ -89,27 +89,35 @@ def prune_steps(
     """
     if steps < 1:
         raise BudgetError(f"steps >= 1 must hold, got steps={steps}")
-    first = trace(model, inputs)
-    total = sum(group.size for group in first.groups)
-    current, graph = model, first
+    current, graph = model, trace(model, inputs)
+    whole, total = graph.cost(), _units(graph, kinds, skip)
+    left = total
     for number in range(1, steps + 1):
         scores = score(current, graph, criterion, data=data, loss_fn=loss_fn)
-        here = (
-            budget if isinstance(budget, Remove) else _share_now(budget, number / steps, first, graph, total)
-        )
+        here = budget
+        if isinstance(budget, Budget):
+            goal = budget.share ** (number / steps)
+            here = _share_now(budget.quantity, goal, graph, whole, (total, left, _units(graph, kinds, skip)))
         decided = plan(graph, scores, here, scope=scope, round_to=round_to, kinds=kinds, skip=skip)
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()
         yield Step(number=number, model=smaller, plan=decided, scores=scores, graph=graph, verified=report)
-        current = smaller
+        current, left = smaller, left - len(decided)
         if number < steps:
             graph = trace(current, inputs)
 
 
-def _share_now(budget: Budget, progress: float, first: Graph, graph: Graph, total: int) -> Budget:
-    """The share of the current model that is to remain, from the share of the first one."""
-    goal = budget.share**progress
-    params, macs = graph.cost().share_of(first.cost())
-    units = sum(group.size for group in graph.groups) / total
-    have = {"units": units, "params": params, "macs": macs}[budget.quantity]
-    return Budget(**{budget.quantity: min(1.0, goal / have)})
+def _units(graph: Graph, kinds: Collection[str] | None, skip: Sequence[str]) -> int:
+    return sum(group.size for group in candidates(graph, kinds=kinds, skip=skip))
+
+
+def _share_now(quantity: str, goal: float, graph: Graph, whole: Cost, units: tuple[int, int, int]) -> Budget:
+    """The share of the current model that is to remain, from the share of the first one.
+
+    Units are counted by what has left: a group that is down to its last unit is no longer in the graph.
+    """
+    if quantity == "units":
+        total, left, here = units
+        return Budget(units=min(1.0, max((goal * total - (left - here)) / here, 1e-9)))
+    params, macs = graph.cost().share_of(whole)
+    return Budget(**{quantity: min(1.0, goal / (params if quantity == "params" else macs))})

@@ -157,6 +157,11 @@ def _one_batch(
     with gates:
         outputs = call_model(model, inputs)
     loss = loss_fn(outputs, targets)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ScoreError(
+            f"loss_fn must give one number, the mean over the batch; got {shape}", fix="loss.mean()"
+        )
     if not bool(torch.isfinite(loss)):
         raise ScoreError(
             f"the loss is {loss.item()} on a batch of {gates.examples} examples", fix="check data and weights"

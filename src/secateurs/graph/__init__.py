@@ -28,7 +28,8 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
     read, no activation allocated, and the model is left as it was.
 
     Args:
-        model: Any module, in the mode (train or eval) that you will use it in; eval is usual.
+        model: Any module, in any mode; it is traced as it evaluates. What only training uses, such as an
+            auxiliary head, is traced beside it.
         inputs: Example inputs: a tensor, a sequence of positional arguments or a mapping of keyword
             arguments. Only shapes and dtypes matter. The cost is stated per sample of the first dimension.
 
@@ -48,7 +49,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
     tracer = Tracer(find_rule, find_call_rule)
     with _without_collections():
         try:
-            tracer.trace(empty_copy(model), inputs)
+            tracer.trace(empty_copy(model).eval(), inputs)
         except Exception as error:
             raise TraceError(
                 f"{type(model).__name__} could not be run on the example inputs: "

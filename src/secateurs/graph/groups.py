@@ -32,12 +32,14 @@ class Slice:
         role: ``producer`` makes the units' values, ``carrier`` holds per-unit values (bias, norm),
             ``consumer`` sums over the units.
         indices: ``(units, count)``; row ``u`` holds the places of unit ``u``.
+        consumes: Whether it sums over the units; a tied weight may both produce and consume them.
     """
 
     parameter: str
     dim: int
     role: Role
     indices: Indices
+    consumes: bool = False
 
     def __repr__(self) -> str:
         units, count = self.indices.shape
@@ -174,7 +176,7 @@ class Graph:
         """What makes silencing the group's units differ from removing them, if anything does."""
         if group.name in self.mixers:
             return self.mixers[group.name]
-        silent = group.by_role("consumer") or np.isin(group.first, self.bare_units)
+        silent = any(part.consumes for part in group.slices) or np.isin(group.first, self.bare_units)
         return None if silent else "an operator without weights"
 
     def group_cost(self, group: Group) -> Cost:
@@ -299,7 +301,13 @@ class GroupBuilder:
             factors = self.unit_factors(place.labels)
             for group, indices in self._by_group(factors, sizes):
                 slices[group].append(
-                    Slice(parameter=place.parameter, dim=place.dim, role=self._role(number), indices=indices)
+                    Slice(
+                        parameter=place.parameter,
+                        dim=place.dim,
+                        role=self._role(number),
+                        indices=indices,
+                        consumes="consumer" in self._tracer.roles.get(number, ()),
+                    )
                 )
             for one, other in _crossings(factors, self._unit_group):
                 crossing[one].add(other)

@@ -170,10 +170,14 @@ class Plan:
             key = (axis.parameter, axis.dim)
             earlier = axes.get(key)
             axes[key] = axis if earlier is None else _compose_axes(earlier, axis)
-        groups = {group.name: group for group in self.groups}
-        for group in following.groups:
-            known = groups.get(group.name)
-            groups[group.name] = group if known is None else _compose_groups(known, group)
+        groups = list(self.groups)
+        for group in following.groups:  # numbered names move up where a group is down to one unit
+            alike = (group.name, group.size)
+            same = [n for n, known in enumerate(groups) if (known.name, known.kept) == alike]
+            if same:
+                groups[same[0]] = _compose_groups(groups[same[0]], group)
+            else:
+                groups.append(group)
         integers = {(c.module, c.attribute, c.position): c for c in self.integers}
         for change in following.integers:
             key3 = (change.module, change.attribute, change.position)
@@ -187,7 +191,7 @@ class Plan:
             )
         return Plan(
             fingerprint=self.fingerprint,
-            groups=tuple(groups.values()),
+            groups=tuple(groups),
             axes=tuple(axes.values()),
             integers=tuple(integers.values()),
             before=self.before,
@@ -266,7 +270,7 @@ def _checked(graph: Graph, name: str, indices: Any) -> tuple[int, ...]:
 
 
 def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisCut]:
-    roles = {(part.parameter, part.dim): part.role for group in graph.groups for part in group.slices}
+    readers = {(p.parameter, p.dim) for group in graph.groups for p in group.slices if p.consumes}
     bare = np.zeros_like(gone)
     bare[graph.bare_units] = gone[graph.bare_units]
     cuts = []
@@ -274,7 +278,7 @@ def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisC
         size = graph.parameters[name][dim]
         places = removed_places(units, gone, size)
         if places.any():
-            silenced = places if roles[name, dim] == "consumer" else removed_places(units, bare, size)
+            silenced = places if (name, dim) in readers else removed_places(units, bare, size)
             cut = AxisCut(
                 parameter=name, dim=dim, size=size, removed=_listed(places), silenced=_listed(silenced)
             )
@@ -310,10 +314,6 @@ def _compose_axes(first: AxisCut, second: AxisCut) -> AxisCut:
 
 
 def _compose_groups(first: GroupCut, second: GroupCut) -> GroupCut:
-    if first.kept != second.size:
-        raise PlanError(
-            f"the second plan expects {second.size} units in {first.name!r}, the first leaves {first.kept}"
-        )
     removed = _in_first(first.size, first.removed, second.removed)
     mixed = first.mixed_by or second.mixed_by
     return replace(first, removed=tuple(sorted({*first.removed, *removed})), mixed_by=mixed)

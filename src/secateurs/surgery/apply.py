@@ -97,6 +97,9 @@ def _slices(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
 
 
 def _take(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+    dense = tensor.dim() == 4 and not tensor.is_contiguous()
+    last = dense and tensor.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
     for dim, places in sorted(cuts, key=lambda cut: len(cut[1]) / tensor.shape[cut[0]]):
         tensor = tensor.index_select(dim, places.to(tensor.device))
-    return tensor.contiguous()
+    return tensor.contiguous(memory_format=layout)
