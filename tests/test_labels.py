@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import chain, combinations
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -307,3 +308,26 @@ def test_a_million_labels_take_no_python_loop() -> None:
         labels.unify(dims[0], labels.take(dim, np.arange(dim.size)[::-1]))
     assert np.array_equal(labels.find(dims[1].factors[0]), labels.find(dims[2].factors[0]))
     assert len(labels) == 1_000_001
+
+
+@pytest.mark.xfail(strict=True, raises=RecursionError, reason="pairs within pairs are expanded twice a level")
+def test_layouts_that_contradict_each_other_are_locked_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, expand = [], Labels._expand
+
+    def counted(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) > 20_000:
+            raise RecursionError("each call makes two more, 24 levels deep")
+        expand(*arguments)
+
+    monkeypatch.setattr(Labels, "_expand", counted)
+    labels = Labels()
+    dim = labels.fresh(6)
+    rows, columns = labels.split(dim, [2, 3])
+    shuffled = labels.merge([columns, rows])
+    for part in labels.split(dim, [3, 2]):
+        labels.unify(part, labels.fresh(part.size))
+    for _ in range(2):
+        labels.unify(dim, shuffled)
+    free = atoms(labels, dim)
+    assert removed(labels, dim, free) in ([False] * 6, [True] * 6)
