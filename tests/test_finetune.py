@@ -321,13 +321,17 @@ def test_a_history_survives_json() -> None:
 
 
 TWO_PROCESSES = """
+from pathlib import Path
+
 from accelerate import Accelerator
 from test_finetune import DataLoader, Recipe, data, finetune, network
 
 model, held_out = network(), list(DataLoader(data(), batch_size=16))
 history = finetune(model, DataLoader(data(), batch_size=8, shuffle=True), held_out, recipe=Recipe(epochs=3))
 total = sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
-print("RESULT", Accelerator().num_processes, total, history.best, [e.loss for e in history.epochs])
+here = Accelerator()
+text = f"{here.num_processes} {total} {history.best} {[epoch.loss for epoch in history.epochs]}"
+Path(f"result-{here.process_index}").write_text(text)
 """
 
 
@@ -343,7 +347,7 @@ def test_processes_end_with_the_same_model(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    out = subprocess.run([*launch, str(script)], env=environment, capture_output=True, text=True, check=True)
-    results = [line for line in out.stdout.splitlines() if line.startswith("RESULT 2")]
-    assert len(results) == 2
-    assert results[0] == results[1]
+    subprocess.run([*launch, str(script)], env=environment, cwd=tmp_path, capture_output=True, check=True)
+    first, second = (path.read_text() for path in sorted(tmp_path.glob("result-*")))
+    assert first == second
+    assert first.startswith("2 ")
