@@ -234,7 +234,7 @@ def test_two_jobs_do_not_write_to_one_run(tmp_path: Path) -> None:
 def test_the_lock_holds_between_processes_and_ends_with_one(tmp_path: Path) -> None:
     Run.start(tmp_path / "run", config()).release()
     code = (
-        "import sys, time; from pathlib import Path; from secateurs.files import Lock;"
+        "import sys, time; from pathlib import Path; from secateurs.locks import Lock;"
         f"Lock(Path({str(tmp_path / 'run' / '.lock')!r})); print('held', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(secateurs.__file__).parents[1])}

@@ -15,11 +15,8 @@ metrics.json        {"before": {...}, "after": {...}}, written last: a run that 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +25,8 @@ from torch import nn
 
 from secateurs import files
 from secateurs.errors import ApplyError, RunError, SecateursError
+from secateurs.locks import Lock
+from secateurs.machine import surroundings
 from secateurs.progress import Event, State
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 _CONFIG, _EVENTS, _STATE = "config.json", "events.jsonl", "state.json"
 _MODEL, _METRICS, _TABLE, _LOCK = "model.safetensors", "metrics.json", "iterations.json", ".lock"
-_PACKAGES = ("secateurs", "torch", "torchvision", "accelerate", "safetensors", "numpy")
 
 
 class Run:
@@ -59,7 +57,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock: files.Lock | None = None
+        self._lock: Lock | None = None
         if not self.path.exists():
             raise RunError(f"{self.path} does not exist", where=str(self.path))
         if not (self.path / _CONFIG).is_file():
@@ -98,7 +96,7 @@ class Run:
                 where=str(folder),
                 fix="pass another --out, or --resume to continue the job that wrote it",
             )
-        with files.Lock(folder / _LOCK).unless_failed() as lock:
+        with Lock(folder / _LOCK).unless_failed() as lock:
             files.remove_leftovers(folder)
             files.write_json(folder / _CONFIG, {"format": FORMAT, **config, **surroundings()})
             run = cls(folder)
@@ -113,7 +111,7 @@ class Run:
             RunError: The directory is missing or foreign, or another job writes to it.
         """
         run = cls(path)
-        with files.Lock(run.path / _LOCK).unless_failed() as lock:
+        with Lock(run.path / _LOCK).unless_failed() as lock:
             files.remove_leftovers(run.path)
             files.drop_torn_line(run.path / _EVENTS)
             run._lock = lock
@@ -288,36 +286,3 @@ def contents(folder: Path, beside: Sequence[str] = ()) -> list[str]:
 def has_begun(folder: Path) -> bool:
     """Whether a job got as far as writing its configuration, so that there is something to resume."""
     return (folder / _CONFIG).is_file()
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions, machine and threads: what the numbers of a run depend on beside its settings."""
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "machine": {
-            "system": f"{platform.system()} {platform.release()}",
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "cuda": cuda,
-        },
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    """The processor's name; ``platform`` gives the architecture alone on Linux."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from secateurs.criteria import Criterion, Random, names
-from secateurs.errors import DataError, UnknownNameError
-from secateurs.graph import Graph, trace
+from secateurs.errors import DataError
+from secateurs.graph import trace
+from secateurs.jobs.cuts import check_reach, criterion_for, layer_cuts, units_of
 from secateurs.jobs.measuring import sizes, speeds, top1
+from secateurs.jobs.pictures import draw_all, draw_cut
 from secateurs.jobs.settings import PruneSettings
 from secateurs.jobs.workplace import (
     Job,
@@ -24,12 +25,10 @@ from secateurs.jobs.workplace import (
     open_run,
     threads,
 )
-from secateurs.planning import Budget, Plan, Remove, plan
-from secateurs.planning.ranking import candidates
+from secateurs.planning import Budget, Remove
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.pruning import Step, prune_steps
 from secateurs.recovery import History, finetune
-from secateurs.report import LayerCut, accuracy_chart, before_after_chart, removed_chart
 from secateurs.runs import Run
 
 
@@ -90,35 +89,6 @@ def prune_job(
             return JobResult(path=run.path, metrics=run.metrics(), iterations=tuple(run.table()))
 
 
-def check_reach(settings: PruneSettings, graph: Graph) -> None:
-    """Refuse, before any work is done, what the job could not end with.
-
-    Raises:
-        UnknownNameError: There is no such criterion.
-        BudgetError: The target is out of reach; the message says how far one can go.
-        PlanError: No group is of the kinds that are to be cut.
-    """
-    if settings.criterion not in names():
-        raise UnknownNameError("criterion", settings.criterion, names())
-    alike = {group.name: torch.zeros(group.size) for group in graph.groups}
-    plan(
-        graph,
-        alike,
-        _whole_budget(settings),
-        round_to=settings.round_to,
-        kinds=settings.cut_kinds,
-        skip=settings.skip,
-    )
-
-
-def _whole_budget(settings: PruneSettings) -> Budget | Remove:
-    """What all iterations together come to."""
-    if settings.remove is not None:
-        return Remove(settings.remove * settings.iterations)
-    quantity, share = settings.target or ("macs", 1.0)
-    return Budget(**{quantity: share})
-
-
 class _Pruning:
     """One pruning job; stages 1 to ``iterations`` cut and fine-tune, a last one only fine-tunes."""
 
@@ -150,7 +120,7 @@ class _Pruning:
             self.job.doing("measure the model on the test images")
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
-            before["units"] = self._units(trace(self.model.eval(), self.job.example()))
+            before["units"] = units_of(trace(self.model.eval(), self.job.example()), self.settings)
             self.facts["before"] = before
             self._keep()
             self.job.tell(Event("measured", {"when": "before", **before}))
@@ -177,10 +147,10 @@ class _Pruning:
             "verified": str(step.verified),
             "max_error": step.verified.max_error,
             "accuracy_cut": top1(self.model, self.job.validation_batches())["accuracy"],
-            "layers": _layers(step.graph, step.plan, self.settings),
+            "layers": layer_cuts(step.graph, step.plan, self.settings),
         }
         self.job.run.save_plan(len(self.inherited) + stage, step.plan)
-        self._draw_cut(row, self.job.run.path / f"removed-{stage:02d}.png")
+        draw_cut(row, self.job.run.path, name=self.name, cuts=self.settings.iterations)
         self.facts["stage"] = stage
         self.facts["rows"] = [*self.facts["rows"], row]
         self._keep()
@@ -193,7 +163,7 @@ class _Pruning:
         steps = prune_steps(
             self.model.eval().requires_grad_(True),
             self.job.example(),
-            criterion=_criterion(settings, stage),
+            criterion=criterion_for(settings, stage),
             budget=self._budget(stage),
             data=self.job.ranking_batches(settings.rank_images),
             loss_fn=cross_entropy,
@@ -212,14 +182,10 @@ class _Pruning:
         goal = share ** (stage / self.settings.iterations) * self.facts["before"][quantity]
         example = self.job.example()
         if quantity == "units":
-            now = self._units(trace(self.model.eval(), example))
+            now = units_of(trace(self.model.eval(), example), self.settings)
         else:
             now = sizes(self.model, example[:1])[quantity]
         return Budget(**{quantity: min(1.0, goal / now)})
-
-    def _units(self, graph: Graph) -> int:
-        groups = candidates(graph, kinds=self.settings.cut_kinds, skip=self.settings.skip)
-        return sum(group.size for group in groups)
 
     def _enter_last(self) -> None:
         """The last stage cuts nothing."""
@@ -263,11 +229,11 @@ class _Pruning:
         job.doing("measure both models")
         after = {**top1(self.model, job.test_batches()), **sizes(self.model, job.example(1))}
         after["val_accuracy"] = rows[-1]["accuracy_tuned"]
-        after["units"] = self._units(trace(self.model.eval(), job.example()))
+        after["units"] = units_of(trace(self.model.eval(), job.example()), self.settings)
         speed = speeds({"before": self.origin.model(), "after": self.model}, job.example(1))
         before = self.facts["before"] | speed["before"]
         after |= speed["after"]
-        self._draw_all(before, after)
+        draw_all(before, after, rows, job.run.path, name=self.name, data=job.source.name)
         job.run.save_table(rows)
         finish(job, self.model, before, after, plans=len(self.inherited) + self.settings.iterations)
 
@@ -278,48 +244,6 @@ class _Pruning:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         self.state = None
         self.job.run.save_state(State({**self.facts, "training": None}, tensors))
-
-    def _draw_cut(self, row: dict[str, Any], path: Path) -> None:
-        layers = [LayerCut(**layer) for layer in row["layers"]]
-        removed_chart(
-            layers, path, title=f"{self.name}, cut {row['iteration']} of {self.settings.iterations}"
-        )
-
-    def _draw_all(self, before: dict[str, Any], after: dict[str, Any]) -> None:
-        folder, rows = self.job.run.path, self.facts["rows"]
-        total = [LayerCut(**layer) for layer in _summed(rows)]
-        removed_chart(
-            total, folder / "removed.png", title=f"{self.name}, all {self.settings.iterations} cuts"
-        )
-        title = f"{self.name} on {Path(self.job.source.name).name}"
-        before_after_chart(before, after, folder / "before-after.png", title=title)
-        accuracy_chart(before["val_accuracy"], rows, folder / "accuracy.png", title=title)
-
-
-def _criterion(settings: PruneSettings, stage: int) -> str | Criterion:
-    """The criterion by name; random importance gets a seed for each iteration."""
-    if settings.criterion == "random":
-        return Random(derive_seed(settings.seed, "rank", stage) % 2**31)
-    return settings.criterion
-
-
-def _layers(graph: Graph, plan: Plan, settings: PruneSettings) -> list[dict[str, Any]]:
-    """How many units each group had and lost, in the order of the network."""
-    lost = {cut.name: len(cut.removed) for cut in plan.groups}
-    return [
-        {"name": group.name, "size": group.size, "removed": lost.get(group.name, 0)}
-        for group in candidates(graph, kinds=settings.cut_kinds, skip=settings.skip)
-    ]
-
-
-def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each group had at first and lost over all cuts."""
-    total: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        for layer in row["layers"]:
-            first = total.setdefault(layer["name"], {**layer, "removed": 0})
-            first["removed"] += layer["removed"]
-    return list(total.values())
 
 
 def _model_tensors(state: State) -> dict[str, Tensor]:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from secateurs.errors import TrainingError
 from secateurs.graph.tracing import call_model
 from secateurs.progress import Checkpoint, Event, Observer, State, derive_seed, ignore
 from secateurs.recovery.recipe import Epoch, History, Recipe
+from secateurs.recovery.surroundings import (
+    agreed,
+    nothing_else_changed,
+    on_device,
+    prepared,
+    seed_everything,
+    training_mode,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +82,7 @@ def finetune(
         message = f"label_smoothing={recipe.label_smoothing} has no effect on a loss_fn of your own"
         raise TrainingError(message, fix="Recipe(label_smoothing=0) and smooth in loss_fn")
     optimizer = recipe.optimizer_for(model)
-    with _prepared(model, accelerator) as (engine, network), _nothing_else_changed(model, batches):
+    with prepared(model, accelerator) as (engine, network), nothing_else_changed(model, batches):
         if recipe.epochs == 0:
             return History(start=_evaluate(model, validation, engine))
         loop = _Loop(model, network, optimizer, recipe, loss_fn or _cross_entropy(recipe), engine)
@@ -137,12 +143,12 @@ class _Loop:
     def _train(self, number: int, batches: Batches | Callable[[int], Batches], observer: Observer) -> float:
         """One epoch; gives the mean loss."""
         seed = derive_seed(self.recipe.seed, "epoch", number)
-        _seed_everything(seed, batches)
+        seed_everything(seed, batches)
         data = batches(seed) if callable(batches) else batches
         count = len(data) if isinstance(data, Sized) else None
-        _training_mode(self.model, self.recipe)
+        training_mode(self.model, self.recipe)
         total, samples = 0.0, 0
-        with contextlib.closing(_on_device(data, self.engine)) as placed:
+        with contextlib.closing(on_device(data, self.engine)) as placed:
             for index, (inputs, targets) in enumerate(placed):
                 lr = self.recipe.lr_at(number - 1 + index / count if count else number - 1)
                 loss = self._update(inputs, targets, lr)
@@ -154,7 +160,7 @@ class _Loop:
                     observer(Event("batch", {**facts, "batches": count, "loss": loss, "lr": lr}))
         if samples == 0:
             raise TrainingError("the training data gave no batch")
-        return _agreed(total, samples, self.model, self.engine)
+        return agreed(total, samples, self.model, self.engine)
 
     def _diverged(self, loss: float, epoch: int, batch: int, lr: float) -> TrainingError:
         return TrainingError(
@@ -207,60 +213,6 @@ class _Loop:
         return history
 
 
-@contextlib.contextmanager
-def _prepared(model: nn.Module, accelerator: Accelerator | None) -> Iterator[tuple[Accelerator, nn.Module]]:
-    """The model as accelerate runs it, and afterwards as it was, where it was."""
-    from accelerate import Accelerator
-
-    engine = accelerator or Accelerator()
-    device = next(model.parameters()).device
-    attributes = set(vars(model))
-    try:
-        yield engine, engine.prepare_model(model)
-    finally:
-        engine.unwrap_model(model, keep_fp32_wrapper=False)
-        for name in set(vars(model)) - attributes:
-            delattr(model, name)
-        model.to(device)
-
-
-@contextlib.contextmanager
-def _nothing_else_changed(model: nn.Module, batches: object) -> Iterator[None]:
-    """Put back the mode of every module, all random states, and take away the gradients."""
-    modes = {module: module.training for module in model.modules()}
-    generator = getattr(batches, "generator", None)
-    kept = generator.get_state() if generator is not None else None
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        if generator is not None and kept is not None:
-            generator.set_state(kept)
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in model.parameters():
-            parameter.grad = None
-
-
-def _seed_everything(seed: int, batches: object) -> None:
-    """Torch's random numbers, and those of a loader that has a generator of its own."""
-    torch.manual_seed(seed)
-    generator = getattr(batches, "generator", None)
-    if generator is not None:
-        generator.manual_seed(seed)
-
-
-def _training_mode(model: nn.Module, recipe: Recipe) -> None:
-    """Training mode, but for batch norms that are frozen."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            own = list(module.parameters(recurse=False))
-            if recipe.freeze_bn or (own and not any(parameter.requires_grad for parameter in own)):
-                module.eval()
-
-
 def _evaluate(model: nn.Module, validation: Validation | None, engine: Accelerator) -> Epoch:
     """The model as it is, as an epoch with the number 0."""
     from secateurs.measure.accuracy import accuracy
@@ -281,33 +233,6 @@ def _evaluate(model: nn.Module, validation: Validation | None, engine: Accelerat
         )
     seconds = round(time.perf_counter() - started, 3)
     return Epoch(number=0, loss=None, score=score, val_loss=loss, seconds=seconds)
-
-
-def _on_device(data: Batches, engine: Accelerator) -> Generator[Any, None, None]:
-    """The batches where the model is; a loader is shared out among the processes."""
-    if isinstance(data, DataLoader):
-        prepared = engine.prepare_data_loader(data)
-        try:
-            yield from prepared
-        finally:
-            prepared.end()  # else accelerate's global state would keep a loader that was left early
-        return
-    from accelerate.utils import send_to_device
-
-    for batch in data:
-        yield send_to_device(batch, engine.device)
-
-
-def _agreed(total: float, samples: int, model: nn.Module, engine: Accelerator) -> float:
-    """The mean loss over all processes, which also take over the first one's running statistics."""
-    if engine.num_processes == 1:
-        return total / samples
-    from accelerate.utils import broadcast
-
-    for buffer in model.buffers():
-        broadcast(buffer)
-    both = engine.reduce(torch.tensor([total, samples], dtype=torch.float64, device=engine.device), "sum")
-    return float(both[0] / both[1])
 
 
 def _cross_entropy(recipe: Recipe) -> LossFunction:
