@@ -356,3 +356,45 @@ def test_indices_that_are_no_prefix_of_a_grouped_convolution() -> None:
     assert small.grouped.groups == 2
     assert tuple(small.grouped.weight.shape) == (6, 2, 3, 3)
     assert torch.equal(small.grouped.weight, model.grouped.weight[[3, 4, 5, 9, 10, 11]])
+
+
+class StandardizedConv(nn.Conv2d):
+    """A convolution whose filters are normalised first, by a batch norm in training mode over its own weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+@pytest.mark.xfail(strict=True, reason="a batch norm that computes statistics mixes all but its channels")
+def test_weights_that_are_standardized_mix_their_input_planes() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), StandardizedConv(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)
+    )
+    inputs = torch.randn(2, 3, 8, 8)
+    graph = secateurs.trace(model.eval(), inputs)
+    assert "0" in graph.mixers
+    assert "2" not in graph.mixers
+    check(model, inputs, {"2": [0, 5]}, graph)
+    check(model, inputs, {"0": [0, 5]}, graph)
+
+
+class ScaledByWidth(nn.Module):
+    """A number that `forward` derives from a size: after the cut it is another number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(4, 9), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x)
+        return self.read(x / x.shape[1])
+
+
+def test_a_number_that_is_derived_from_a_size_is_caught_by_the_proof() -> None:
+    model, inputs = ScaledByWidth(), torch.randn(3, 4)
+    graph = secateurs.trace(model, inputs)
+    plan = Plan.of(graph, {group.name: [0, 5] for group in graph.groups})
+    report = secateurs.verify(model, secateurs.apply(model, plan), plan, inputs)
+    assert not report.ok or not len(plan)
