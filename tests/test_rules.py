@@ -359,7 +359,7 @@ def test_indices_that_are_no_prefix_of_a_grouped_convolution() -> None:
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution whose filters are normalised first, by a batch norm in training mode over its own weights."""
+    """A convolution whose filters are first normalised by a batch norm over its own weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.weight.reshape(1, self.out_channels, -1)
