@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateurs.runs import surroundings
+from secateurs.machine import surroundings
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
