@@ -11,6 +11,8 @@ from secateurs.cli import common, text
 if TYPE_CHECKING:
     from secateurs.graph import Graph
 
+_SHOWN = 4
+
 
 def inspect(
     model: Annotated[str, typer.Argument(help="An architecture such as torchvision:resnet50, or a run.")],
@@ -93,11 +95,27 @@ def _as_text(model: str, facts: dict[str, Any]) -> str:
         ),
         "",
     ]
-    reasons: dict[str, list[str]] = {}
-    for lock in facts["locked"]:
-        place = f" ({lock['source']})" if lock["source"] else ""
-        name = f"{lock['parameter']} dimension {lock['dim']}"
-        reasons.setdefault(f"{lock['reason']}{place}", []).append(name)
-    lines.append("locked:" if reasons else "locked: nothing")
-    lines += [f"  {', '.join(names)}\n    {reason}" for reason, names in reasons.items()]
+    lines.append("locked:" if facts["locked"] else "locked: nothing")
+    lines += _locked_lines(facts["locked"])
     return "\n".join(lines)
+
+
+def _locked_lines(locked: list[dict[str, Any]]) -> list[str]:
+    """The locked dimensions by reason, and where in the model's source it lies; many names are cut short."""
+    by_reason: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
+    for lock in locked:
+        by_reason.setdefault(lock["reason"], []).append(f"{lock['parameter']} dimension {lock['dim']}")
+        if lock["source"] and lock["source"] not in places.setdefault(lock["reason"], []):
+            places[lock["reason"]].append(lock["source"])
+    lines = []
+    for reason, names in by_reason.items():
+        where = f" ({_some(places[reason])})" if places.get(reason) else ""
+        lines += [f"  {reason}{where}:", f"    {_some(names)}"]
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many; ``--json`` has all."""
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
