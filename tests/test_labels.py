@@ -310,7 +310,6 @@ def test_a_million_labels_take_no_python_loop() -> None:
     assert len(labels) == 1_000_001
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="pairs within pairs are expanded twice a level")
 def test_layouts_that_contradict_each_other_are_locked_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, expand = [], Labels._expand
 

@@ -228,11 +228,6 @@ def test_networks_drawn_at_random_are_cut_exactly(first: int) -> None:
     assert sum(check(seed) for seed in range(first, first + 10)) > 50
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(RecursionError, IndexError, secateurs.errors.TraceError),
-    reason="pairs of labels that contain themselves blow up, or are locked while groups are being numbered",
-)
 @pytest.mark.parametrize(
     ("seed", "steps"),
     [(2047, 9), (2261, 9), (2383, 9), (3297, 9), (30016, 20), (30120, 20), (30132, 20)],

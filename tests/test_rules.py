@@ -367,7 +367,6 @@ class StandardizedConv(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, padding=1)
 
 
-@pytest.mark.xfail(strict=True, reason="a batch norm that computes statistics mixes all but its channels")
 def test_weights_that_are_standardized_mix_their_input_planes() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.ReLU(), StandardizedConv(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)

@@ -71,7 +71,7 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
             return graph
         gone = graph.mask(_trial(graph))
         faults = [fault for each in passes for fault in dry_run(model, inputs, graph, builder, each, gone)]
-        if not faults:
+        if not faults and not builder.is_stale:
             return graph
         for fault in faults:
             for name in fault.groups:

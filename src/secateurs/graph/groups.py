@@ -211,17 +211,24 @@ class GroupBuilder:
     def build(self) -> Graph:
         """The graph of what is not locked, without groups that the traced pass never computes."""
         graph = self._build()
+        while self.is_stale:
+            graph = self._build()
         idle = [g for g in graph.groups if all(part.parameter in self._tracer.elsewhere for part in g.slices)]
         for group in idle:
             self.lock(group, "only the other mode (training or evaluation) uses it", "")
         return self._build() if idle else graph
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether something was locked since the graph was built, as when a contradiction is found."""
+        return len(self._labels.reasons) != self._reasons
+
     def _build(self) -> Graph:
         """Collect the units, put those with one signature into a group, and translate the trace."""
         dims = self._tracer.parameter_dims
-        resolved = [self._labels.resolve(p.labels) for p in dims]
-        self._number(resolved)
-        groups = self._groups(dims, resolved)
+        self._number(self._settled(dims))
+        self._reasons = len(self._labels.reasons)
+        groups = self._groups(dims)
         axes = tuple(
             (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self.unit_factors(p.labels)
         )
@@ -241,6 +248,14 @@ class GroupBuilder:
         )
 
     # -- units ------------------------------------------------------------------------------------
+
+    def _settled(self, dims: Sequence[ParameterDim]) -> list[Dim]:
+        """All parameter dimensions resolved; again where resolving one found a contradiction."""
+        while True:
+            reasons = len(self._labels.reasons)
+            resolved = [self._labels.resolve(place.labels) for place in dims]
+            if len(self._labels.reasons) == reasons:
+                return resolved
 
     def _number(self, resolved: Sequence[Dim]) -> None:
         """Give every free label that lives in some parameter a unit number, ordered by group."""
@@ -292,7 +307,7 @@ class GroupBuilder:
 
     # -- groups -----------------------------------------------------------------------------------
 
-    def _groups(self, dims: Sequence[ParameterDim], resolved: Sequence[Dim]) -> tuple[Group, ...]:
+    def _groups(self, dims: Sequence[ParameterDim]) -> tuple[Group, ...]:
         sizes = np.bincount(self._unit_group) if self._units else np.empty(0, np.int64)
         firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if self._units else np.empty(0, np.int64)
         slices: list[list[Slice]] = [[] for _ in sizes]

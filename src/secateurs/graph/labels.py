@@ -28,6 +28,7 @@ LabelArray: TypeAlias = npt.NDArray[np.int64]
 LOCKED = 0
 _NO_PAIR = -1
 _DEEPEST_PAIR = 24
+_WIDEST_LEVEL = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,22 +219,33 @@ class Labels:
             no factor that is locked throughout.
         """
         factors: list[LabelArray] = []
-        for factor in dim.factors:
-            self._expand(factor, factors, 0)
+        level = list(dim.factors)
+        depth = 0
+        while level:
+            if depth > _DEEPEST_PAIR or len(level) > _WIDEST_LEVEL:  # pairs that contain themselves
+                for factor in level:
+                    self.lock(Dim(dim.size, (factor,)), "its layout contradicts itself")
+                return self.resolve(dim)
+            below: dict[bytes, LabelArray] = {}
+            for factor in level:
+                self._expand(factor, factors, below)
+            level, depth = list(below.values()), depth + 1
         return Dim(dim.size, tuple(factors), dim.sources)
 
-    def _expand(self, factor: LabelArray, into: list[LabelArray], depth: int) -> None:
+    def _expand(self, factor: LabelArray, into: list[LabelArray], below: dict[bytes, LabelArray]) -> None:
+        """One level of pairs: a factor of single labels is done, the halves of pairs go a level down."""
         roots = self.find(factor)
-        first = self._first[roots]
-        paired = first != _NO_PAIR
-        if depth > _DEEPEST_PAIR:  # a pair that contains itself: nothing there can be cut
-            self.lock(Dim(len(roots), (roots,)), "its layout contradicts itself")
-            return
+        free = self._why[roots] == 0  # a locked pair has locked halves
+        paired = free & (self._first[roots] != _NO_PAIR)
         if paired.any():
-            self._expand(np.where(paired, first, roots), into, depth + 1)
-            self._expand(np.where(paired, self._second[roots], LOCKED), into, depth + 1)
+            for half in (
+                np.where(paired, self._first[roots], roots),
+                np.where(paired, self._second[roots], LOCKED),
+            ):
+                found = self.find(half)
+                below[found.tobytes()] = found
             return
-        atoms = np.where(self._why[roots] > 0, LOCKED, roots)
+        atoms = np.where(free, roots, LOCKED)
         if atoms.any() and not any(np.array_equal(atoms, other) for other in into):
             into.append(atoms)
 

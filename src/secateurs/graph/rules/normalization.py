@@ -22,9 +22,16 @@ from secateurs.graph.tracing import Tracer
     aten.batch_norm,
 )
 def batch_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Per channel: scale, shift and statistics go with their channel."""
+    """Per channel: scale, shift and statistics go with their channel.
+
+    Statistics of the batch itself are computed across all other dimensions.
+    """
     x = args[0]
     channel = t.dims(x)[1]
+    if next((value for value in args if isinstance(value, bool)), False):
+        for place, dim in enumerate(t.dims(x)):
+            if place != 1:
+                t.mix(dim, "batch statistics")
     for parameter in args[1:5]:
         if isinstance(parameter, Tensor):
             t.unify(channel, t.dims(parameter)[0])
