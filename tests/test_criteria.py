@@ -19,7 +19,7 @@ from models import Toy, build, conv
 from secateurs import Criterion, Graph, Scores
 from secateurs.criteria import NORMALIZATIONS, names, register, unit_rows
 from secateurs.errors import ScoreError, UnknownNameError
-from secateurs.graph.tracing import call_model
+from secateurs.graph.running import call_model
 
 Batch = tuple[Any, Tensor]
 

@@ -18,7 +18,7 @@ import secateurs
 from models import TOYS, Toy, Units, build
 from secateurs import Plan
 from secateurs.errors import TraceError
-from secateurs.graph.tracing import call_model
+from secateurs.graph.running import call_model
 
 WRONG_GROUPS: dict[type[Toy], str] = {}
 

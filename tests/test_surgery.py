@@ -20,7 +20,7 @@ import secateurs
 from models import TOYS, Toy, build
 from secateurs import Plan
 from secateurs.errors import ApplyError
-from secateurs.graph.tracing import call_model
+from secateurs.graph.running import call_model
 
 
 def halved(model: nn.Module, inputs: Any) -> Plan:

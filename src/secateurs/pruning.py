@@ -11,7 +11,7 @@ from torch import nn
 from secateurs.criteria.protocol import Scores
 from secateurs.criteria.scoring import AnyCriterion, LossFunction, score
 from secateurs.errors import BudgetError
-from secateurs.graph import Cost, Graph, Inputs, trace
+from secateurs.graph import Graph, Inputs, trace
 from secateurs.planning.budgets import Budget, Remove
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import Scope, candidates, plan
@@ -90,34 +90,61 @@ def prune_steps(
     if steps < 1:
         raise BudgetError(f"steps >= 1 must hold, got steps={steps}")
     current, graph = model, trace(model, inputs)
-    whole, total = graph.cost(), _units(graph, kinds, skip)
-    left = total
+    whole = Amounts.of(graph, kinds=kinds, skip=skip)
+    now = whole
     for number in range(1, steps + 1):
         scores = score(current, graph, criterion, data=data, loss_fn=loss_fn)
         here = budget
         if isinstance(budget, Budget):
             goal = budget.share ** (number / steps)
-            here = _share_now(budget.quantity, goal, graph, whole, (total, left, _units(graph, kinds, skip)))
+            here = now.budget_for(budget.quantity, goal, whole)
         decided = plan(graph, scores, here, scope=scope, round_to=round_to, kinds=kinds, skip=skip)
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()
         yield Step(number=number, model=smaller, plan=decided, scores=scores, graph=graph, verified=report)
-        current, left = smaller, left - len(decided)
+        current = smaller
         if number < steps:
             graph = trace(current, inputs)
+            now = Amounts.of(graph, kinds=kinds, skip=skip, units=now.units - len(decided))
 
 
-def _units(graph: Graph, kinds: Collection[str] | None, skip: Sequence[str]) -> int:
-    return sum(group.size for group in candidates(graph, kinds=kinds, skip=skip))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amounts:
+    """What a model has of each quantity that can be budgeted.
 
-
-def _share_now(quantity: str, goal: float, graph: Graph, whole: Cost, units: tuple[int, int, int]) -> Budget:
-    """The share of the current model that is to remain, from the share of the first one.
-
-    Units are counted by what has left: a group that is down to its last unit is no longer in the graph.
+    Args:
+        units: Units that may be cut, counted by what has left: a group that is down to its last unit
+            is no longer in the graph.
+        cuttable: Those of them that are still in the graph.
+        params: Parameters.
+        macs: Multiply-accumulates a sample.
     """
-    if quantity == "units":
-        total, left, here = units
-        return Budget(units=min(1.0, max((goal * total - (left - here)) / here, 1e-9)))
-    params, macs = graph.cost().share_of(whole)
-    return Budget(**{quantity: min(1.0, goal / (params if quantity == "params" else macs))})
+
+    units: int
+    cuttable: int
+    params: int
+    macs: int
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        *,
+        kinds: Collection[str] | None = None,
+        skip: Sequence[str] = (),
+        units: int | None = None,
+    ) -> Amounts:
+        """The amounts of a graph; give `units` where the graph is that of an already pruned model."""
+        cuttable = sum(group.size for group in candidates(graph, kinds=kinds, skip=skip))
+        cost = graph.cost()
+        return cls(
+            units=cuttable if units is None else units, cuttable=cuttable, params=cost.params, macs=cost.macs
+        )
+
+    def budget_for(self, quantity: str, share: float, whole: Amounts) -> Budget:
+        """What is to remain of this model, so that a share of the whole one does."""
+        if quantity == "units":
+            lost = self.units - self.cuttable
+            return Budget(units=min(1.0, max((share * whole.units - lost) / self.cuttable, 1e-9)))
+        here, first = (self.params, whole.params) if quantity == "params" else (self.macs, whole.macs)
+        return Budget(**{quantity: min(1.0, share * first / here)})

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateurs.criteria.protocol import Reading
 from secateurs.errors import ScoreError
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
+from secateurs.graph.running import attention_as_written, modes_kept
 
 
 class _Gate(torch.autograd.Function):
@@ -105,19 +106,13 @@ def _where(read: UnitRead) -> str:
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients of parameters, everything put back afterwards."""
-    training = {module: module.training for module in model.modules()}
     needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        model.eval()
         for parameter in needed:
             parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with modes_kept(model), attention_as_written(), torch.enable_grad():
+            model.eval()
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for parameter, flag in needed.items():
             parameter.requires_grad_(flag)
-        for module, mode in training.items():
-            module.training = mode

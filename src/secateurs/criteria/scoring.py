@@ -14,7 +14,7 @@ from secateurs.criteria.readings import Gates, scoring_mode
 from secateurs.errors import ScoreError, UnknownNameError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph
-from secateurs.graph.tracing import call_model
+from secateurs.graph.running import call_model
 
 AnyCriterion: TypeAlias = str | Criterion | WeightFunction
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]

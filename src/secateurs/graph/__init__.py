@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateurs.errors import TraceError
+from secateurs.graph.building import GroupBuilder
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
-from secateurs.graph.groups import Graph, Group, GroupBuilder, Locked, Slice
+from secateurs.graph.groups import Graph, Group, Locked, Slice
 from secateurs.graph.rules import find_call_rule, find_rule, rule
-from secateurs.graph.tracing import Inputs, Tracer, empty_copy
+from secateurs.graph.running import Inputs, empty_copy
+from secateurs.graph.tracing import Tracer
 
 __all__ = ["Cost", "Graph", "Group", "Inputs", "Locked", "Slice", "Tracer", "find_rule", "rule", "trace"]
 

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.attributes import restate_sizes
-from secateurs.graph.groups import Graph, GroupBuilder, Indices, group_names, removed_places
+from secateurs.graph.building import GroupBuilder
+from secateurs.graph.groups import Graph, Indices, group_names, removed_places
 from secateurs.graph.integers import set_integer
 from secateurs.graph.labels import Dim
-from secateurs.graph.shapes import compute
-from secateurs.graph.tracing import (
+from secateurs.graph.running import (
     Inputs,
     MetaMode,
-    Pass,
-    Record,
     call_model,
     canonical,
     empty_copy,
@@ -34,6 +32,8 @@ from secateurs.graph.tracing import (
     source_line,
     to_meta,
 )
+from secateurs.graph.shapes import compute
+from secateurs.graph.tracing import Pass, Record
 
 _MOST_ROUNDS = 40
 

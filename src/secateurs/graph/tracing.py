@@ -8,8 +8,7 @@ call is real. It runs on the meta device, where tensors have a shape and no memo
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -18,16 +17,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.copying import tensors_of
 from secateurs.graph.integers import Origin, Site, attach_origins, origins
 from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.running import (
+    Inputs,
+    MetaMode,
+    call_model,
+    call_tensors,
+    canonical,
+    plain_kernels,
+    results_of,
+    source_line,
+    to_meta,
+)
 from secateurs.graph.shapes import compute
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
-Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 _LABELS = "_secateurs_labels"
 
 
@@ -83,70 +91,6 @@ class Read:
     argument: int
     dims: tuple[Dim, ...]
     contracted: tuple[Dim, ...]
-
-
-def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(*inputs)
-
-
-def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
-    """A copy of a model on the meta device, without data, hooks kept out of it.
-
-    Args:
-        model: The model; it is read only.
-        shapes: Other shapes for some parameters or buffers, by name.
-    """
-    empty: dict[str, Tensor] = {}
-    for name, tensor in tensors_of(model).items():
-        shape = tuple((shapes or {}).get(name, tensor.shape))
-        blank = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        empty[name] = nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
-    duplicate = copy_model(model, empty)
-    for module in duplicate.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return duplicate
-
-
-@contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """No gradients and no fused attention fast path, so that a forward pass runs the operators as written."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def to_meta(value: Any) -> Any:
-    """The same structure with every tensor on the meta device."""
-    return tree_map_only(Tensor, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"), value)
-
-
-class MetaMode(TorchDispatchMode):
-    """Keeps every operator on the meta device, whatever device the model's code asks for."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("device") is not None:
-            kwargs["device"] = torch.device("meta")
-            kwargs.pop("pin_memory", None)
-        if not all(tensor.is_meta for tensor in call_tensors(args, kwargs)):
-            args, kwargs = to_meta(args), to_meta(kwargs)
-        return self.run(func, args, kwargs)
-
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Carry out one operator; subclasses add what they want to know."""
-        return compute(func, args, kwargs)
 
 
 class Tracer(MetaMode):
@@ -401,61 +345,3 @@ class _Calls(TorchFunctionMode):
         out = func(*args, **kwargs)
         self._tracer.leave_call(args, kwargs)
         return out
-
-
-_LAYOUT = frozenset(
-    (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default)
-)
-_VIEWS = frozenset(
-    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default)
-)
-
-
-def canonical(operator: Any) -> Any:
-    """The operator as it is compared between two runs: None for copies, one name for all reshapes.
-
-    Which of them a reshape turns into depends on strides, and so on lengths that a cut changes.
-    """
-    if operator in _LAYOUT:
-        return None
-    return torch.ops.aten.view.default if operator in _VIEWS else operator
-
-
-def results_of(out: Any) -> list[Tensor]:
-    """The tensors that an operator returned."""
-    return [out] if isinstance(out, Tensor) else call_tensors((out,), {})
-
-
-def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments of a call, in a fixed order."""
-    found: list[Tensor] = []
-    _collect(args, found)
-    for value in kwargs.values():
-        _collect(value, found)
-    return found
-
-
-def _collect(value: Any, into: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        into.append(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, into)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, into)
-
-
-def source_line() -> str:
-    """The innermost line of the user's model that is being run, as ``file.py:12 in forward``."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        module = frame.f_globals.get("__name__", "")
-        if not module.startswith(("torch.", "secateurs.")) and module != "torch" and not name.startswith("<"):
-            short = module.replace(".", "/") + ".py" if module not in ("__main__", "") else name
-            return f"{short}:{frame.f_lineno} in {frame.f_code.co_name}"
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return ""

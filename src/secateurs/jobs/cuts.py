@@ -13,11 +13,12 @@ from secateurs.jobs.settings import PruneSettings
 from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.ranking import candidates
 from secateurs.progress import derive_seed
+from secateurs.pruning import Amounts
 
 
-def units_of(graph: Graph, settings: PruneSettings) -> int:
-    """How many units there are that may be cut."""
-    return sum(group.size for group in candidates(graph, kinds=settings.cut_kinds, skip=settings.skip))
+def amounts_of(graph: Graph, settings: PruneSettings, units: int | None = None) -> Amounts:
+    """What there is of each quantity that can be a target; `units` as `Amounts.of` takes them."""
+    return Amounts.of(graph, kinds=settings.cut_kinds, skip=settings.skip, units=units)
 
 
 def check_reach(settings: PruneSettings, graph: Graph) -> None:

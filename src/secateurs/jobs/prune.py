@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from secateurs.errors import DataError
 from secateurs.graph import trace
-from secateurs.jobs.cuts import check_reach, criterion_for, layer_cuts, units_of
+from secateurs.jobs.cuts import amounts_of, check_reach, criterion_for, layer_cuts
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
 from secateurs.jobs.settings import PruneSettings
@@ -27,7 +27,7 @@ from secateurs.jobs.workplace import (
 )
 from secateurs.planning import Budget, Remove
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
-from secateurs.pruning import Step, prune_steps
+from secateurs.pruning import Amounts, Step, prune_steps
 from secateurs.recovery import History, finetune
 from secateurs.runs import Run
 
@@ -120,8 +120,9 @@ class _Pruning:
             self.job.doing("measure the model on the test images")
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
-            before["units"] = units_of(trace(self.model.eval(), self.job.example()), self.settings)
-            self.facts["before"] = before
+            whole = amounts_of(trace(self.model.eval(), self.job.example()), self.settings)
+            before["units"] = whole.units
+            self.facts["before"], self.facts["whole"] = before, asdict(whole)
             self._keep()
             self.job.tell(Event("measured", {"when": "before", **before}))
             return
@@ -179,13 +180,10 @@ class _Pruning:
         if self.settings.remove is not None:
             return Remove(self.settings.remove)
         quantity, share = self.settings.target or ("macs", 1.0)
-        goal = share ** (stage / self.settings.iterations) * self.facts["before"][quantity]
-        example = self.job.example()
-        if quantity == "units":
-            now = units_of(trace(self.model.eval(), example), self.settings)
-        else:
-            now = sizes(self.model, example[:1])[quantity]
-        return Budget(**{quantity: min(1.0, goal / now)})
+        whole = Amounts(**self.facts["whole"])
+        left = whole.units - sum(row["removed"] for row in self.facts["rows"])
+        now = amounts_of(trace(self.model.eval(), self.job.example()), self.settings, units=left)
+        return now.budget_for(quantity, share ** (stage / self.settings.iterations), whole)
 
     def _enter_last(self) -> None:
         """The last stage cuts nothing."""
@@ -229,7 +227,7 @@ class _Pruning:
         job.doing("measure both models")
         after = {**top1(self.model, job.test_batches()), **sizes(self.model, job.example(1))}
         after["val_accuracy"] = rows[-1]["accuracy_tuned"]
-        after["units"] = units_of(trace(self.model.eval(), job.example()), self.settings)
+        after["units"] = self.facts["before"]["units"] - sum(row["removed"] for row in rows)
         speed = speeds({"before": self.origin.model(), "after": self.model}, job.example(1))
         before = self.facts["before"] | speed["before"]
         after |= speed["after"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.graph.tracing import Inputs
+from secateurs.graph.running import Inputs
 from secateurs.measure.accuracy import Accuracy, accuracy
 from secateurs.measure.latency import Latency, compare_latency, latency_ms
 from secateurs.measure.size import file_bytes, macs, parameters

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import DataError
-from secateurs.graph.tracing import call_model
+from secateurs.graph.running import call_model, modes_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +49,15 @@ def accuracy(model: nn.Module, batches: Iterable[Any], device: torch.device | st
         3
     """
     place = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in model.modules()}
     right, loss, count = 0, 0.0, 0
-    try:
+    with modes_kept(model), torch.no_grad():
         model.eval()
-        with torch.no_grad():
-            for inputs, labels in batches:
-                there, targets = tree_map_only(Tensor, lambda tensor: tensor.to(place), (inputs, labels))
-                scores = _scores(call_model(model, there))
-                right += int((scores.argmax(1) == targets).sum())
-                loss += float(cross_entropy(scores.float(), targets, reduction="sum"))
-                count += len(targets)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for inputs, labels in batches:
+            there, targets = tree_map_only(Tensor, lambda tensor: tensor.to(place), (inputs, labels))
+            scores = _scores(call_model(model, there))
+            right += int((scores.argmax(1) == targets).sum())
+            loss += float(cross_entropy(scores.float(), targets, reduction="sum"))
+            count += len(targets)
     if not count:
         raise DataError("accuracy needs at least one sample, but the data is empty")
     return Accuracy(top1=right / count, loss=loss / count, count=count)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateurs.graph.tracing import Inputs, call_model
+from secateurs.graph.running import Inputs, call_model, modes_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,9 @@ def compare_latency(
     if repeats < 1:
         raise ValueError(f"repeats >= 1 must hold, got repeats={repeats}")
     times: dict[str, list[float]] = {name: [] for name in models}
-    with _threads(threads), _evaluation(models):
+    with _threads(threads), modes_kept(*models.values()):
+        for model in models.values():
+            model.eval()
         placed = {name: _beside(model, inputs) for name, model in models.items()}
         used = torch.get_num_threads()
         with torch.no_grad():
@@ -137,15 +139,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _evaluation(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    modes = {module: module.training for model in models.values() for module in model.modules()}
-    try:
-        for model in models.values():
-            model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateurs.graph import batch_size
-from secateurs.graph.tracing import Inputs, call_model
+from secateurs.graph.running import Inputs, attention_as_written, call_model, modes_kept
 
 
 def parameters(model: nn.Module) -> int:
@@ -42,28 +40,11 @@ def macs(model: nn.Module, inputs: Inputs) -> int:
         >>> macs(nn.Linear(4, 2), torch.zeros(3, 4))
         8
     """
-    modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
-    try:
-        model.eval()
-        with _without_fused_attention(), torch.no_grad(), counter:
-            call_model(model, inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    # torch's counter takes the fused operators of attention for free, so it runs as matrix products
+    with modes_kept(model), attention_as_written(), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        call_model(model.eval(), inputs)
     return round(counter.get_total_flops() / 2 / batch_size(inputs))
-
-
-@contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    """Attention as the matrix products that it is; torch's counter takes the fused operators for free."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def file_bytes(model: nn.Module) -> int:

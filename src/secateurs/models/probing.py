@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import ModelError
+from secateurs.graph.running import modes_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,9 @@ def try_model(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> 
     for own_name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             hooks.append(module.register_forward_hook(lambda *_, own_name=own_name: ran.append(own_name)))
-    modes = {module: module.training for module in model.modules()}
     size = " x ".join(map(str, input_size))
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with modes_kept(model), torch.random.fork_rng(devices=[]), torch.no_grad():
             output = model.eval()(torch.zeros(1, *input_size))
     except Exception as error:  # a foreign forward raises anything
         raise ModelError(
@@ -55,8 +55,6 @@ def try_model(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> 
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(f"{name} must give a (1, classes) tensor for one image of {size}, got {got}")

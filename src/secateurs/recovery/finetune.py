@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from secateurs.errors import TrainingError
-from secateurs.graph.tracing import call_model
+from secateurs.graph.running import call_model
 from secateurs.progress import Checkpoint, Event, Observer, State, derive_seed, ignore
 from secateurs.recovery.recipe import Epoch, History, Recipe
 from secateurs.recovery.surroundings import (

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from secateurs.graph.running import modes_kept
 from secateurs.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,18 +38,15 @@ def prepared(model: nn.Module, accelerator: Accelerator | None) -> Iterator[tupl
 @contextlib.contextmanager
 def nothing_else_changed(model: nn.Module, batches: object) -> Iterator[None]:
     """Put back the mode of every module, all random states, and take away the gradients."""
-    modes = {module: module.training for module in model.modules()}
     generator = getattr(batches, "generator", None)
     kept = generator.get_state() if generator is not None else None
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with modes_kept(model), torch.random.fork_rng(devices=devices):
             yield
     finally:
         if generator is not None and kept is not None:
             generator.set_state(kept)
-        for module, mode in modes.items():
-            module.training = mode
         for parameter in model.parameters():
             parameter.grad = None
 

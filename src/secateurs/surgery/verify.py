@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateurs.errors import VerifyError
 from secateurs.graph.copying import copy_model, tensors_of
-from secateurs.graph.tracing import Inputs, call_model
+from secateurs.graph.running import Inputs, call_model
 from secateurs.planning.plan import Plan
 from secateurs.surgery.apply import check_fits
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.registry import aten, rule
-from secateurs.graph.tracing import Tracer, call_tensors, results_of
+from secateurs.graph.running import call_tensors, results_of
+from secateurs.graph.tracing import Tracer
 
 
 @rule(

@@ -1,0 +1,319 @@
+"""From a finished trace to a `Graph`: units are numbered, grouped by signature, named and costed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from secateurs.graph.cost import CostModel
+from secateurs.graph.groups import (
+    NO_UNIT,
+    Graph,
+    Group,
+    Indices,
+    Kind,
+    Locked,
+    Role,
+    SizeTie,
+    Slice,
+    UnitRead,
+    fingerprint,
+    group_names,
+)
+from secateurs.graph.labels import LOCKED, Dim, Labels
+from secateurs.graph.tracing import ParameterDim, Record, Tracer
+
+
+class GroupBuilder:
+    """Turns a finished trace into a `Graph`; can be called again after more labels were locked."""
+
+    def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
+        self._tracer = tracer
+        self._labels: Labels = tracer.labels
+        self._shapes = shapes
+        self._batch = batch
+
+    def build(self) -> Graph:
+        """The graph of what is not locked, without groups that the traced pass never computes."""
+        graph = self._build()
+        while self.is_stale:
+            graph = self._build()
+        idle = [g for g in graph.groups if all(part.parameter in self._tracer.elsewhere for part in g.slices)]
+        for group in idle:
+            self.lock(group, "only the other mode (training or evaluation) uses it", "")
+        return self._build() if idle else graph
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether something was locked since the graph was built, as when a contradiction is found."""
+        return len(self._labels.reasons) != self._reasons
+
+    def _build(self) -> Graph:
+        """Collect the units, put those with one signature into a group, and translate the trace."""
+        dims = self._tracer.parameter_dims
+        self._number(self._settled(dims))
+        self._reasons = len(self._labels.reasons)
+        groups = self._groups(dims)
+        axes = tuple(
+            (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self.unit_factors(p.labels)
+        )
+        return Graph(
+            groups=groups,
+            locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self.unit_factors(p.labels)),
+            fingerprint=fingerprint(self._shapes),
+            parameters=self._shapes,
+            units=self._units,
+            ties=self._ties(),
+            reads=self._reads(),
+            bare_units=self._bare(),
+            mixers=self._mixers(groups),
+            axes=axes,
+            costs=self._costs(dims),
+            unknown=dict(self._tracer.unknown),
+        )
+
+    # -- units ------------------------------------------------------------------------------------
+
+    def _settled(self, dims: Sequence[ParameterDim]) -> list[Dim]:
+        """All parameter dimensions resolved; again where resolving one found a contradiction."""
+        while True:
+            reasons = len(self._labels.reasons)
+            resolved = [self._labels.resolve(place.labels) for place in dims]
+            if len(self._labels.reasons) == reasons:
+                return resolved
+
+    def _number(self, resolved: Sequence[Dim]) -> None:
+        """Give every free label that lives in some parameter a unit number, ordered by group."""
+        labels, places = [], []
+        for number, dim in enumerate(resolved):
+            found = _distinct(dim.factors)
+            labels.append(found)
+            places.append(np.full(len(found), number, np.int64))
+        flat = np.concatenate(labels) if labels else np.empty(0, np.int64)
+        where = np.concatenate(places) if places else np.empty(0, np.int64)
+        free = flat != LOCKED
+        atoms, inverse = np.unique(flat[free], return_inverse=True)
+        signature = _signatures(inverse, where[free], len(atoms), len(resolved))
+        first_seen = np.full(len(atoms), len(flat), np.int64)
+        np.minimum.at(first_seen, inverse, np.flatnonzero(free))
+        kinds, group_of = np.unique(signature, return_inverse=True)
+        opening = np.full(len(kinds), len(flat), np.int64)
+        np.minimum.at(opening, group_of, first_seen)
+        counts = np.bincount(group_of, minlength=len(kinds))
+        cuttable = counts[group_of] > 1  # a group of one unit cannot lose it
+        order = np.lexsort((first_seen, opening[group_of]))
+        order = order[cuttable[order]]
+        self._units = len(order)
+        self._factors: dict[tuple[int, ...], tuple[Indices, ...]] = {}
+        self._unit_of = np.full(len(self._labels), NO_UNIT, np.int64)
+        self._unit_of[atoms[order]] = np.arange(self._units)
+        self._unit_group = np.unique(opening[group_of[order]], return_inverse=True)[1]
+        self._atoms = atoms[order]
+
+    def unit_factors(self, dim: Dim) -> tuple[Indices, ...]:
+        """A dimension's factors as unit numbers, for dimensions of any tensor of the trace."""
+        if not dim.factors:
+            return ()
+        key = tuple([id(factor) for factor in dim.factors])  # the trace keeps these arrays alive
+        if key not in self._factors:
+            atoms = self._labels.resolve(dim).factors
+            self._factors[key] = tuple(f for f in map(self._unit_of_labels, atoms) if (f != NO_UNIT).any())
+        return self._factors[key]
+
+    def _unit_of_labels(self, atoms: Indices) -> Indices:
+        units: Indices = self._unit_of[atoms]
+        return units
+
+    def lock(self, group: Group, reason: str, where: str) -> None:
+        """Lock a group for a reason found after the trace; it is gone at the next `build`."""
+        self._labels.reasons.append((reason, where))
+        atoms = self._atoms[group.first : group.first + group.size]
+        self._labels.lock_labels(atoms, len(self._labels.reasons) - 1)
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    def _groups(self, dims: Sequence[ParameterDim]) -> tuple[Group, ...]:
+        sizes = np.bincount(self._unit_group) if self._units else np.empty(0, np.int64)
+        firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if self._units else np.empty(0, np.int64)
+        slices: list[list[Slice]] = [[] for _ in sizes]
+        crossing: list[set[int]] = [set() for _ in sizes]
+        for number, place in enumerate(dims):
+            factors = self.unit_factors(place.labels)
+            for group, indices in self._by_group(factors, sizes):
+                slices[group].append(
+                    Slice(
+                        parameter=place.parameter,
+                        dim=place.dim,
+                        role=self._role(number),
+                        indices=indices,
+                        consumes="consumer" in self._tracer.roles.get(number, ()),
+                    )
+                )
+            for one, other in _crossings(factors, self._unit_group):
+                crossing[one].add(other)
+                crossing[other].add(one)
+        kinds = self._named_kinds()
+        names = _unique_names([_group_name(parts) for parts in slices])
+        return tuple(
+            Group(
+                name=names[g],
+                kind=kinds.get(g) or self._kind(slices[g]),
+                size=int(sizes[g]),
+                slices=tuple(slices[g]),
+                first=int(firsts[g]),
+                crosses=tuple(names[other] for other in sorted(crossing[g])),
+            )
+            for g in range(len(sizes))
+        )
+
+    def _by_group(self, factors: Sequence[Indices], sizes: Indices) -> list[tuple[int, Indices]]:
+        """For each group in a dimension the places of its units, ``(units, count)``."""
+        if not factors:
+            return []
+        pairs = [np.stack([factor, np.arange(len(factor))])[:, factor != NO_UNIT] for factor in factors]
+        units, places = pairs[0] if len(pairs) == 1 else np.unique(np.concatenate(pairs, axis=1), axis=1)
+        order = np.argsort(units, kind="stable")
+        places, groups = places[order], self._unit_group[units[order]]
+        return [(int(g), places[groups == g].reshape(int(sizes[g]), -1)) for g in np.unique(groups)]
+
+    def _role(self, number: int) -> Role:
+        roles = self._tracer.roles.get(number, set())
+        return "producer" if "producer" in roles else "consumer" if "consumer" in roles else "carrier"
+
+    def _named_kinds(self) -> dict[int, Kind]:
+        """Kinds that the rules know of, by group."""
+        found: dict[int, Kind] = {}
+        for dim, kind in self._tracer.kinds:
+            for factor in self.unit_factors(dim):
+                units = factor[factor != NO_UNIT]
+                for group in np.unique(self._unit_group[units]):
+                    found.setdefault(int(group), cast(Kind, kind))
+        return found
+
+    def _kind(self, parts: Sequence[Slice]) -> Kind:
+        producers = [part for part in parts if part.role == "producer"] or list(parts)
+        if any(len(self._shapes[part.parameter]) > 2 for part in producers):
+            return "channel"
+        return "neuron"
+
+    # -- the rest of the trace, in unit numbers ----------------------------------------------------
+
+    def _locked(self, place: ParameterDim) -> Locked:
+        reason, source = "it is part of a single unit", ""
+        for factor in place.labels.factors:
+            known = int(self._labels.why(factor).max())
+            if known > 0:
+                reason, source = self._labels.reasons[known]
+        module = place.parameter.rpartition(".")[0]
+        return Locked(
+            name=module,
+            parameter=place.parameter,
+            dim=place.dim,
+            size=place.size,
+            reason=reason,
+            source=source,
+        )
+
+    def _ties(self) -> tuple[SizeTie, ...]:
+        ties: dict[tuple[str, str, int | None], SizeTie] = {}
+        for site in self._tracer.sites:
+            units = self.unit_factors(site.dim)
+            if units:
+                key = (site.module, site.attribute, site.position)
+                ties.setdefault(
+                    key,
+                    SizeTie(module=key[0], attribute=key[1], position=key[2], value=site.value, units=units),
+                )
+        return tuple(ties.values())
+
+    def _reads(self) -> tuple[UnitRead, ...]:
+        found = []
+        for read in self._tracer.reads:
+            wanted = np.zeros(self._units + 1, np.bool_)
+            for dim in read.contracted:
+                for factor in self.unit_factors(dim):
+                    wanted[factor] = True
+            wanted[NO_UNIT] = False
+            for axis, dim in enumerate(read.dims):
+                for factor in self.unit_factors(dim):
+                    if wanted[factor].any():
+                        found.append(UnitRead(call=read.call, argument=read.argument, dim=axis, units=factor))
+        return tuple(found)
+
+    def _bare(self) -> Indices:
+        """Units that are summed over without weights, so that only their producers can silence them."""
+        found = [factor for dim in self._tracer.bare for factor in self.unit_factors(dim)]
+        units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        bare: Indices = units[units != NO_UNIT]
+        return bare
+
+    def _mixers(self, groups: Sequence[Group]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for dim, operator in self._tracer.mixed:
+            for name in group_names(groups, self.unit_factors(dim)):
+                found.setdefault(name, operator)
+        return found
+
+    def _costs(self, dims: Sequence[ParameterDim]) -> CostModel:
+        trainable: dict[str, list[tuple[int, tuple[Indices, ...]]]] = {}
+        for place in dims:
+            trainable.setdefault(place.parameter, []).append((place.size, self.unit_factors(place.labels)))
+        contractions = [
+            (c.multiplier / self._batch, [(d.size, self.unit_factors(d)) for d in c.dims])
+            for c in self._tracer.contractions
+        ]
+        return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
+
+    def predicted(self, record: Record) -> list[list[tuple[int, tuple[Indices, ...]]]]:
+        """The results of an operator call as lengths and unit numbers, for the dry run."""
+        return [[(dim.size, self.unit_factors(dim)) for dim in result] for result in record.outputs]
+
+
+def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash for each unit of the multiset of parameter dimensions that it lives in."""
+    weights = np.random.default_rng(0).integers(1, 2**63, size=dims, dtype=np.uint64)
+    pairs, times = np.unique(units * dims + places, return_counts=True)
+    with np.errstate(over="ignore"):
+        mixed = weights[pairs % dims] * (times.astype(np.uint64) * np.uint64(2) + np.uint64(1))
+        table = np.zeros(count, np.uint64)
+        np.add.at(table, pairs // dims, mixed ^ (mixed >> np.uint64(29)))
+    return table
+
+
+def _group_name(parts: Sequence[Slice]) -> str:
+    chosen = next((part for part in parts if part.role == "producer"), parts[0])
+    module, _, leaf = chosen.parameter.rpartition(".")
+    return module if module and leaf in ("weight", "bias") else chosen.parameter
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    used: dict[str, int] = {}
+    result = []
+    for name in names:
+        used[name] = used.get(name, 0) + 1
+        result.append(name if used[name] == 1 else f"{name}#{used[name]}")
+    return result
+
+
+def _distinct(factors: Sequence[Indices]) -> Indices:
+    """The labels of a dimension, each as often as there are indices that it removes."""
+    if len(factors) < 2:
+        return factors[0] if factors else np.empty(0, np.int64)
+    pairs = np.concatenate([np.stack([factor, np.arange(len(factor))]) for factor in factors], axis=1)
+    first = np.unique(pairs, axis=1, return_index=True)[1]
+    distinct: Indices = pairs[0, np.sort(first)]
+    return distinct
+
+
+def _crossings(factors: Sequence[Indices], unit_group: Indices) -> set[tuple[int, int]]:
+    """Pairs of groups that claim the same indices of a dimension."""
+    found: set[tuple[int, int]] = set()
+    for place, one in enumerate(factors):
+        for other in factors[place + 1 :]:
+            both = (one != NO_UNIT) & (other != NO_UNIT)
+            pairs = np.unique(np.stack([unit_group[one[both]], unit_group[other[both]]]), axis=1)
+            found |= {(int(a), int(b)) for a, b in pairs.T if a != b}
+    return found

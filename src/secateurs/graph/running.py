@@ -1,0 +1,157 @@
+"""Running a model: on which inputs, in which mode, with which kernels, with or without data."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.shapes import compute
+
+Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(*inputs)
+
+
+def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
+    """A copy of a model on the meta device, without data, hooks kept out of it.
+
+    Args:
+        model: The model; it is read only.
+        shapes: Other shapes for some parameters or buffers, by name.
+    """
+    empty: dict[str, Tensor] = {}
+    for name, tensor in tensors_of(model).items():
+        shape = tuple((shapes or {}).get(name, tensor.shape))
+        blank = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        empty[name] = nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
+    duplicate = copy_model(model, empty)
+    for module in duplicate.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return duplicate
+
+
+@contextlib.contextmanager
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Whatever mode (training or evaluation) each module is put in meanwhile, put it back afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def attention_as_written() -> Iterator[None]:
+    """No fused fast path for attention layers, so that a forward pass runs the operators as written."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """No gradients, and attention as written."""
+    with attention_as_written(), torch.no_grad():
+        yield
+
+
+def to_meta(value: Any) -> Any:
+    """The same structure with every tensor on the meta device."""
+    return tree_map_only(Tensor, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"), value)
+
+
+class MetaMode(TorchDispatchMode):
+    """Keeps every operator on the meta device, whatever device the model's code asks for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("meta")
+            kwargs.pop("pin_memory", None)
+        if not all(tensor.is_meta for tensor in call_tensors(args, kwargs)):
+            args, kwargs = to_meta(args), to_meta(kwargs)
+        return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator; subclasses add what they want to know."""
+        return compute(func, args, kwargs)
+
+
+_LAYOUT = frozenset(
+    (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+)
+_VIEWS = frozenset(
+    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default)
+)
+
+
+def canonical(operator: Any) -> Any:
+    """The operator as it is compared between two runs: None for copies, one name for all reshapes.
+
+    Which of them a reshape turns into depends on strides, and so on lengths that a cut changes.
+    """
+    if operator in _LAYOUT:
+        return None
+    return torch.ops.aten.view.default if operator in _VIEWS else operator
+
+
+def results_of(out: Any) -> list[Tensor]:
+    """The tensors that an operator returned."""
+    return [out] if isinstance(out, Tensor) else call_tensors((out,), {})
+
+
+def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments of a call, in a fixed order."""
+    found: list[Tensor] = []
+    _collect(args, found)
+    for value in kwargs.values():
+        _collect(value, found)
+    return found
+
+
+def _collect(value: Any, into: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        into.append(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, into)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, into)
+
+
+def source_line() -> str:
+    """The innermost line of the user's model that is being run, as ``file.py:12 in forward``."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(("torch.", "secateurs.")) and module != "torch" and not name.startswith("<"):
+            short = module.replace(".", "/") + ".py" if module not in ("__main__", "") else name
+            return f"{short}:{frame.f_lineno} in {frame.f_code.co_name}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return ""
