@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.cost import CostModel
+from secateurs.graph.counts import CountConstraint, SizeTie
 from secateurs.graph.groups import (
     NO_UNIT,
     Graph,
@@ -17,13 +18,13 @@ from secateurs.graph.groups import (
     Kind,
     Locked,
     Role,
-    SizeTie,
     Slice,
     UnitRead,
     fingerprint,
     group_names,
 )
 from secateurs.graph.labels import LOCKED, Dim, Labels
+from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import ParameterDim, Record, Tracer
 
 
@@ -39,7 +40,7 @@ class GroupBuilder:
     def build(self) -> Graph:
         """The graph of what is not locked, without groups that the traced pass never computes."""
         graph = self._build()
-        while self.is_stale:
+        while self.is_stale or self._lock_stuck(graph):
             graph = self._build()
         idle = [g for g in graph.groups if all(part.parameter in self._tracer.elsewhere for part in g.slices)]
         for group in idle:
@@ -57,6 +58,7 @@ class GroupBuilder:
         self._number(self._settled(dims))
         self._reasons = len(self._labels.reasons)
         groups = self._groups(dims)
+        ties, constraints = self._sizes(groups)
         axes = tuple(
             (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self.unit_factors(p.labels)
         )
@@ -66,7 +68,8 @@ class GroupBuilder:
             fingerprint=fingerprint(self._shapes),
             parameters=self._shapes,
             units=self._units,
-            ties=self._ties(),
+            ties=ties,
+            constraints=constraints,
             reads=self._reads(),
             bare_units=self._bare(),
             mixers=self._mixers(groups),
@@ -217,17 +220,16 @@ class GroupBuilder:
             source=source,
         )
 
-    def _ties(self) -> tuple[SizeTie, ...]:
-        ties: dict[tuple[str, str, int | None], SizeTie] = {}
-        for site in self._tracer.sites:
-            units = self.unit_factors(site.dim)
-            if units:
-                key = (site.module, site.attribute, site.position)
-                ties.setdefault(
-                    key,
-                    SizeTie(module=key[0], attribute=key[1], position=key[2], value=site.value, units=units),
-                )
-        return tuple(ties.values())
+    def _sizes(self, groups: Sequence[Group]) -> tuple[tuple[SizeTie, ...], tuple[CountConstraint, ...]]:
+        """What the model's own integers say: attributes that follow a length, and counts that must agree."""
+        return SizeReader(self._tracer, groups, self._unit_group, self.unit_factors).read()
+
+    def _lock_stuck(self, graph: Graph) -> bool:
+        """Lock the groups whose constraints leave them no smaller count; whether there are any."""
+        stuck = stuck_groups(graph)
+        for group, each in stuck:
+            self.lock(group, f"forward computes {each.reason}", each.where)
+        return bool(stuck)
 
     def _reads(self) -> tuple[UnitRead, ...]:
         found = []

@@ -33,6 +33,7 @@ from secateurs.graph.running import (
     to_meta,
 )
 from secateurs.graph.shapes import compute
+from secateurs.graph.sizes import freedoms
 from secateurs.graph.tracing import Pass, Record
 
 _MOST_ROUNDS = 40
@@ -69,8 +70,13 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
         graph = builder.build()
         if not graph.groups:
             return graph
-        gone = graph.mask(_trial(graph))
-        faults = [fault for each in passes for fault in dry_run(model, inputs, graph, builder, each, gone)]
+        masks = [graph.mask(trial) for trial in trials(graph)]
+        faults = [
+            fault
+            for gone in masks
+            for each in passes
+            for fault in dry_run(model, inputs, graph, builder, each, gone)
+        ]
         if not faults and not builder.is_stale:
             return graph
         for fault in faults:
@@ -81,13 +87,26 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
     return builder.build()
 
 
-def _trial(graph: Graph) -> dict[str, Indices]:
-    """About half of every group, by counts that differ, so that no fault hides behind equal lengths."""
-    trial = {}
+def trials(graph: Graph) -> list[dict[str, Indices]]:
+    """Cuts of about half of every group, by counts that differ, so that no fault hides behind equal lengths.
+
+    One cut for all groups; two where the counts of groups that cross are tied to others.
+    """
+    kept = []
     for place, group in enumerate(graph.groups):
         count = group.size // 2 + (place % 3 - 1 if group.size > 5 else 0)
-        trial[group.name] = np.arange(max(1, min(count, group.size - 1)))
-    return trial
+        kept.append(group.size - max(1, min(count, group.size - 1)))
+    found = []
+    for free in freedoms(graph):
+        settled = graph.counts.settle(kept, free, [1] * len(kept), lower=True)
+        found.append(
+            {
+                group.name: np.arange(group.size - count)
+                for group, count in zip(graph.groups, settled, strict=True)
+                if count < group.size
+            }
+        )
+    return found
 
 
 def dry_run(
@@ -104,8 +123,7 @@ def dry_run(
     if trial.training != each.training:
         trial.train(each.training)
     for tie in graph.ties:
-        kept = tie.value - int(removed_places(tie.units, gone, tie.value).sum())
-        set_integer(trial, tie.module, tie.attribute, tie.position, kept)
+        set_integer(trial, tie.module, tie.attribute, tie.position, tie.after(gone))
     restate_sizes(trial)
     mode = _Comparison(graph, builder, each.records, gone)
     empty_inputs = to_meta(inputs)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.cost import Cost, CostModel
+from secateurs.graph.counts import CountConstraint, CountSystem, SizeTie
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
 Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim"]
@@ -94,17 +95,6 @@ class Locked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SizeTie:
-    """A Python integer in a module's attribute that must follow the length of a dimension."""
-
-    module: str
-    attribute: str
-    position: int | None
-    value: int
-    units: tuple[Indices, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnitRead:
     """A torch function call in which weights read the activations of units.
 
@@ -138,6 +128,7 @@ class Graph:
     parameters: Mapping[str, tuple[int, ...]]
     units: int
     ties: tuple[SizeTie, ...] = field(repr=False)
+    constraints: tuple[CountConstraint, ...] = field(repr=False)
     reads: tuple[UnitRead, ...] = field(repr=False)
     bare_units: Indices = field(repr=False)
     mixers: Mapping[str, str] = field(repr=False)
@@ -149,6 +140,16 @@ class Graph:
     def by_name(self) -> dict[str, Group]:
         """The groups by name."""
         return {group.name: group for group in self.groups}
+
+    @cached_property
+    def counts(self) -> CountSystem:
+        """The constraints on how many units of each group are left."""
+        return CountSystem([group.size for group in self.groups], self.constraints)
+
+    def tied(self, group: Group) -> tuple[CountConstraint, ...]:
+        """The constraints that tie the group's count to those of others."""
+        place = self.groups.index(group)
+        return tuple(each for each in self.constraints if place in each.groups)
 
     def mask(self, removed: Removed) -> npt.NDArray[np.bool_]:
         """A mask over all units of the graph, True where a unit is removed.

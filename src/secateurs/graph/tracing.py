@@ -20,7 +20,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.integers import Origin, Site, attach_origins, origins
+from secateurs.graph.integers import (
+    Attribute,
+    Book,
+    Expression,
+    Length,
+    Statement,
+    Traced,
+    attach_origins,
+    size_lists,
+    traced_in,
+)
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.running import (
     Inputs,
@@ -118,13 +128,15 @@ class Tracer(MetaMode):
         self._records: list[Record] = []
         self._used: set[int] = set()
         self.reads: list[Read] = []
-        self.sites: list[Site] = []
+        self.book = Book()
+        self.statements: list[Statement] = []
         self.mixed: list[tuple[Dim, str]] = []
         self.bare: list[Dim] = []
         self.kinds: list[tuple[Dim, str]] = []
         self.unknown: dict[str, str] = {}
         self.calls = 0
-        self._origins: list[Origin] = []
+        self._sizes: list[tuple[Traced, bool]] = []
+        self._size_lists: list[list[int]] = []
         self._contracted: list[Dim] = []
         self._all_weights = False
 
@@ -137,7 +149,7 @@ class Tracer(MetaMode):
         pass in the other mode (training or evaluation), so that what they read is cut in them too. What no
         pass uses is locked.
         """
-        attach_origins(model)
+        attach_origins(model, self.book)
         self._watch_plain_norms(model)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
@@ -160,7 +172,8 @@ class Tracer(MetaMode):
 
                 def tie(norm: Any, args: Any, path: str = path) -> None:
                     channel = self.dims(args[0])[1]
-                    self.sites.append(Site(path, "num_features", None, channel, channel.size))
+                    stated = Attribute(path, "num_features", None, channel.size)
+                    self.statements.append(Statement(stated, channel))
 
                 module.register_forward_pre_hook(tie)
 
@@ -295,20 +308,42 @@ class Tracer(MetaMode):
         fixed = prod(dim.size for dim in dims if not dim.factors)
         self.contractions.append(Contraction(multiplier * fixed, tuple(d for d in dims if d.factors)))
 
-    def size_argument(self, value: int, dim: Dim, *, item: bool = False) -> None:
-        """An integer argument of this call states the length of `dim`; tie the attribute it came from.
+    def size_argument(self, value: int, dim: Dim, *, position: int | None = None, of: int = 0) -> None:
+        """An integer argument of this call states the length of `dim`; note where it came from.
 
         Args:
             value: The argument.
             dim: The dimension whose length it states.
-            item: Whether the argument is an item of a sequence.
+            position: Its place in the shape that the call is given, where there is one.
+            of: Number of dimensions of that shape.
         """
-        if not dim.factors:
+        expression = self._stated(value, position, of)
+        if expression is None or (isinstance(expression, Length) and _alike(expression.dim, dim)):
             return
-        for origin in self._origins:
-            if int(origin) == value and (origin.position is not None) == item:
-                self.sites.append(Site(origin.module, origin.attribute, origin.position, dim, value))
-                return
+        self.state(expression, dim)
+
+    def state(self, expression: Expression, dim: Dim) -> None:
+        """The model's code says that a dimension has the length of an expression."""
+        where = "" if isinstance(expression, Attribute) else source_line()
+        self.statements.append(Statement(expression, dim, where))
+
+    def source_of(self, value: int) -> Expression | None:
+        """The expression that an integer argument of this call came from; None for a literal."""
+        return self._stated(value, None, 0)
+
+    def _stated(self, value: int, position: int | None, of: int) -> Expression | None:
+        """Where an integer argument of this call came from, if that is known."""
+        if position is not None:
+            for sizes in self._size_lists:
+                if len(sizes) == of:
+                    item = sizes[position]
+                    known = isinstance(item, Traced) and int(item) == value and item.book is self.book
+                    return item.expression if isinstance(item, Traced) and known else None
+        for nested in (False, True):  # `groups` before the items of `stride`
+            for size, within in reversed(self._sizes):
+                if within is nested and int(size) == value and size.book is self.book:
+                    return size.expression
+        return None
 
     # -- calls of torch functions -----------------------------------------------------------------
 
@@ -317,7 +352,8 @@ class Tracer(MetaMode):
         rule = self._call_rules(func)
         if rule is not None:
             rule(self, args, kwargs)
-        self._origins = origins(args, kwargs)
+        self._sizes = list(traced_in((*args, *kwargs.values())))
+        self._size_lists = size_lists(args, kwargs) if self._sizes else []
         self._contracted = []
 
     def leave_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -328,6 +364,21 @@ class Tracer(MetaMode):
                     self.reads.append(Read(self.calls, place, self.dims(tensor), tuple(self._contracted)))
         self._contracted = []
         self.calls += 1
+
+    def lengths(self, tensor: Tensor, sizes: Any, dim: int | None = None) -> Any:
+        """What a tensor says of its shape, as integers that know which dimension they are the length of."""
+        dims = self.dims(tensor)
+        if isinstance(sizes, int):
+            return self._length(dims[dim]) if dim is not None else sizes
+        return torch.Size([self._length(each) for each in dims])
+
+    def _length(self, dim: Dim) -> int:
+        return Traced.of(dim.size, Length(dim), self.book) if dim.factors else dim.size
+
+
+def _alike(a: Dim, b: Dim) -> bool:
+    """Whether two dimensions carry the very same labels."""
+    return len(a.factors) == len(b.factors) and all(x is y for x, y in zip(a.factors, b.factors, strict=True))
 
 
 class _Calls(TorchFunctionMode):
@@ -344,4 +395,11 @@ class _Calls(TorchFunctionMode):
         self._tracer.enter_call(func, args, kwargs)
         out = func(*args, **kwargs)
         self._tracer.leave_call(args, kwargs)
+        if func == _SHAPE:
+            return self._tracer.lengths(args[0], out)
+        if func is Tensor.size:
+            return self._tracer.lengths(args[0], out, args[1] if len(args) > 1 else kwargs.get("dim"))
         return out
+
+
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

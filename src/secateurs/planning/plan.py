@@ -124,10 +124,12 @@ class Plan:
             source: Where the decision came from; kept with the plan.
 
         Raises:
-            PlanError: A group is unknown, an index out of range, or a group would lose every unit.
+            PlanError: A group is unknown, an index out of range, a group would lose every unit, or counts
+                that the model's own code derives from one another would not agree.
         """
         chosen = {name: _checked(graph, name, indices) for name, indices in removed.items() if len(indices)}
         gone = graph.mask(chosen)
+        _check_counts(graph, gone)
         cuts = tuple(
             GroupCut(
                 name=g.name,
@@ -144,7 +146,7 @@ class Plan:
                 module=t.module, attribute=t.attribute, position=t.position, before=t.value, after=after
             )
             for t in graph.ties
-            if (after := t.value - int(removed_places(t.units, gone, t.value).sum())) != t.value
+            if (after := t.after(gone)) != t.value
         )
         return cls(
             fingerprint=graph.fingerprint,
@@ -267,6 +269,17 @@ def _checked(graph: Graph, name: str, indices: Any) -> tuple[int, ...]:
     if len(chosen) == group.size:
         raise PlanError(f"group {name!r} would lose all of its {group.size} units", fix="keep at least one")
     return chosen
+
+
+def _check_counts(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    for each in graph.constraints:
+        if not each.holds(gone):
+            names = ", ".join(repr(graph.groups[place].name) for place in sorted(each.groups))
+            raise PlanError(
+                f"the counts of {names} do not fit together: forward computes {each.reason}",
+                where=each.where,
+                fix="let secateurs.plan choose counts that agree",
+            )
 
 
 def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisCut]:

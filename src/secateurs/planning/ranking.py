@@ -34,16 +34,18 @@ def plan(
     """Choose the units that leave: the least important ones, until the budget is met.
 
     With ``scope="global"`` all units stand in one ranking and the lowest leave; with ``"local"`` every group
-    keeps the same share of its units. Every group keeps at least one unit. Of groups that cut the same
-    dimensions in two directions (heads and head dimensions, convolution groups and the channels in them)
-    only the one with more units is cut, unless `kinds` names them.
+    keeps the same share of its units. Every group keeps at least one unit. Where the model's own code derives
+    one size from others (``C // self.num_heads``), the groups concerned shrink together, so that it stays
+    right. Of groups that cut the same dimensions in two directions (heads and head dimensions, convolution
+    groups and the channels in them) only the one with more units is cut, unless `kinds` names them.
 
     Args:
         graph: What can be cut.
         scores: For each group name one importance a unit, larger means keep; shape ``(units,)``.
         budget: The share that remains, or the number of units to remove.
         scope: One ranking over all groups, or one share for each.
-        round_to: The number of units that a group keeps is a multiple of this (or all of them).
+        round_to: The number of units that a group keeps is a multiple of this (or all of them); heads and
+            whole convolution groups are not rounded.
         kinds: Kinds of groups to cut, such as ``{"channel"}``; every kind if None.
         skip: Glob patterns of group names to leave alone.
 
@@ -127,7 +129,8 @@ def _search(
     round_to: int,
 ) -> Counts:
     """The smallest cut that meets the budget, by bisection: removing more never costs more."""
-    cut, steps = _cuts(groups, order, scores, scope, round_to)
+    fit = _Fit(graph, groups, round_to)
+    cut, steps = _cuts(groups, order, scores, scope, fit)
     most = cut(steps)
     if isinstance(budget, Remove):
         able, have = sum(most.values()), sum(group.size for group in groups)
@@ -138,9 +141,7 @@ def _search(
             )
         return _last(steps, lambda step: sum(cut(step).values()) <= budget.units, cut)
     if scope == "local" and budget.units is not None:
-        return _rounded(
-            groups, [group.size - int(group.size * budget.units + 1e-9) for group in groups], round_to
-        )
+        return fit([group.size - int(group.size * budget.units + 1e-9) for group in groups])
 
     def remaining(counts: Counts) -> float:
         if budget.units is not None:
@@ -158,20 +159,14 @@ def _search(
 
 
 def _cuts(
-    groups: Sequence[Group], order: Orders, scores: Mapping[str, torch.Tensor], scope: Scope, round_to: int
+    groups: Sequence[Group], order: Orders, scores: Mapping[str, torch.Tensor], scope: Scope, fit: _Fit
 ) -> tuple[Callable[[int], Counts], int]:
     """A family of cuts, each a superset of the one before, and the number of the largest."""
     if scope == "local":
         steps = max(1000, *(group.size for group in groups))
-        return (
-            lambda step: _rounded(
-                groups, [int(np.ceil(g.size * step / steps - 1e-9)) for g in groups], round_to
-            )
-        ), steps
+        return (lambda step: fit([int(np.ceil(g.size * step / steps - 1e-9)) for g in groups])), steps
     ranked = _ranked(groups, order, scores)
-    return (
-        lambda step: _rounded(groups, np.bincount(ranked[:step], minlength=len(groups)).tolist(), round_to)
-    ), len(ranked)
+    return (lambda step: fit(np.bincount(ranked[:step], minlength=len(groups)).tolist())), len(ranked)
 
 
 def _first(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]) -> Counts:
@@ -205,11 +200,39 @@ def _ranked(
     return ranked
 
 
-def _rounded(groups: Sequence[Group], wanted: Sequence[int], round_to: int) -> Counts:
-    """Counts such that every group keeps a multiple of `round_to`, at least one unit, or everything."""
-    counts = {}
-    for group, count in zip(groups, wanted, strict=True):
-        kept = max(group.size - count, 1)
-        kept = min(-(-kept // round_to) * round_to, group.size)
-        counts[group.name] = group.size - kept
-    return counts
+class _Fit:
+    """Turns wanted cuts into ones that are possible: rounded, at least one unit left, tied counts agreeing.
+
+    Args:
+        graph: The graph.
+        groups: Those of its groups that may be cut.
+        round_to: What a group's count is a multiple of; heads and whole convolution groups are not rounded,
+            since they are not the width of anything.
+    """
+
+    def __init__(self, graph: Graph, groups: Sequence[Group], round_to: int) -> None:
+        self._graph, self._groups = graph, groups
+        self._multiples = {g.name: 1 if g.kind in ("head", "conv_group") else round_to for g in groups}
+        self._free = [group.name in self._multiples for group in graph.groups]
+        self._known: dict[tuple[int, ...], Counts] = {}
+
+    def __call__(self, wanted: Sequence[int]) -> Counts:
+        """The number of units that leave, by group, for the numbers that are to leave."""
+        key = tuple(int(count) for count in wanted)
+        if key not in self._known:
+            self._known[key] = self._settled(key)
+        return self._known[key]
+
+    def _settled(self, wanted: Sequence[int]) -> Counts:
+        counts = {}
+        for group, count in zip(self._groups, wanted, strict=True):
+            multiple = self._multiples[group.name]
+            kept = -(-max(group.size - count, 1) // multiple) * multiple
+            counts[group.name] = group.size - min(kept, group.size)
+        if not self._graph.constraints:
+            return counts
+        kept_all = [group.size - counts.get(group.name, 0) for group in self._graph.groups]
+        multiples = [self._multiples.get(group.name, 1) for group in self._graph.groups]
+        settled = self._graph.counts.settle(kept_all, self._free, multiples)
+        found = {g.name: g.size - kept for g, kept in zip(self._graph.groups, settled, strict=True)}
+        return {name: found[name] for name in counts}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from secateurs.graph.integers import negative
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.registry import aten, rule
 from secateurs.graph.tracing import Tracer
@@ -46,10 +47,9 @@ def split(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequenc
     place = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % x.dim()
     sizes = [int(piece.shape[place]) for piece in out]
     pieces = split_dim(t, t.dims(x)[place], sizes)
-    for piece, dim in zip(out, pieces, strict=True):
+    for number, (piece, dim) in enumerate(zip(out, pieces, strict=True)):
         t.set(piece, [dim if axis == place else d for axis, d in enumerate(t.dims(x))])
-        t.size_argument(dim.size, dim)
-        t.size_argument(dim.size, dim, item=True)
+        t.size_argument(dim.size, dim, position=number, of=len(pieces))
 
 
 def split_dim(t: Tracer, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
@@ -70,25 +70,70 @@ def split_dim(t: Tracer, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
     return pieces
 
 
-@rule(aten.slice, aten.narrow, aten.slice_copy)
+@rule(aten.slice, aten.slice_copy)
 def slice_(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """A range of a dimension. Aligned equal parts lose the same places; other ranges keep their size."""
+    """A range of a dimension. Aligned equal parts lose the same places, others are taken as they are."""
     x = args[0]
     place = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % x.dim()
     dims = list(t.dims(x))
     old, size = dims[place], int(out.shape[place])
-    if old.size != size or (len(args) > 4 and args[4] != 1):
-        dims[place] = _range(t, old, size, args)
+    start, stop, step = (args[n] if len(args) > n else None for n in (2, 3, 4))
+    if old.size != size or step not in (None, 1):
+        end = old.size if stop is None else int(stop)
+        dims[place] = _range(t, old, size, int(start or 0), end, step or 1)
     t.set(out, dims)
 
 
-def _range(t: Tracer, old: Dim, size: int, args: tuple[Any, ...]) -> Dim:
-    start = int(args[2] or 0) if len(args) > 2 else 0
-    start = max(0, start + old.size if start < 0 else start)
-    step = int(args[4]) if len(args) > 4 else 1
-    if old.factors and step == 1 and size > 1 and old.size % size == 0 and start % size == 0:
-        return split_dim(t, old, [size] * (old.size // size))[start // size]
-    t.lock(old, "a range of it is taken")
+@rule(aten.narrow)
+def narrow(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A range of a dimension, given by its start and length."""
+    x, place, start, length = args[:4]
+    dims = list(t.dims(x))
+    place, old = place % len(dims), dims[place]
+    if old.size != length:
+        dims[place] = _range(t, old, int(length), int(start), int(start) + int(length), 1)
+    t.set(out, dims)
+
+
+def _range(t: Tracer, old: Dim, size: int, start: int, stop: int, step: int) -> Dim:
+    if not old.factors or size == 0:
+        return Dim(size)
+    if step != 1:
+        return _every_few(t, old, size, start, step)
+    first = max(0, start + old.size if start < 0 else start)
+    last = first + size
+    ends = [(first, start, first > 0), (last, stop, last < old.size)]
+    stated = [t.source_of(given) is not None for _, given, matters in ends if matters]
+    if all(stated) and size > 1 and old.size % size == 0 and first % size == 0:
+        result = split_dim(t, old, [size] * (old.size // size))[first // size]
+    else:
+        result = t.labels.take(old, slice(first, last))
+    for end, given, matters in ends:
+        if matters:
+            _end(t, old, end, given)
+    if size == 1:
+        part = tuple(factor[first:last] for factor in old.factors)
+        t.lock(Dim(1, part), "a single index is taken out of it")
+    return result
+
+
+def _end(t: Tracer, old: Dim, end: int, given: int) -> None:
+    """What lies before an end of a range (behind, if it counts from the end) has a stated length."""
+    part = t.labels.take(old, slice(end, None) if given < 0 else slice(0, end))
+    expression = t.source_of(given)
+    if expression is None:
+        t.lock(part, f"a range of it is taken that ends at the fixed place {given}")
+    else:
+        t.state(negative(expression) if given < 0 else expression, part)
+
+
+def _every_few(t: Tracer, old: Dim, size: int, start: int, step: int) -> Dim:
+    """Every second (third, ...) index, as for pairs of neighbours: the pairs go together."""
+    if step > 1 and 0 <= start < step and old.size == size * step:
+        pairs, within = t.labels.split(old, [size, step])
+        t.lock(within, "every few of its indices are taken")
+        return pairs
+    t.lock(old, "some of its indices are taken")
     return Dim(size)
 
 

@@ -51,8 +51,8 @@ def layer_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     x, shape = args[0], args[1]
     dims = t.dims(x)
     trailing = dims[-len(shape) :]
-    for value, dim in zip(shape, trailing, strict=True):
-        t.size_argument(int(value), dim, item=True)
+    for place, (value, dim) in enumerate(zip(shape, trailing, strict=True)):
+        t.size_argument(int(value), dim, position=place, of=len(trailing))
         t.mix(dim, "layer normalisation")
     for parameter in args[2:4]:
         if isinstance(parameter, Tensor):

@@ -102,8 +102,8 @@ def constant(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tens
     """A new tensor with the same value everywhere: its dimensions are free until they meet others."""
     dims = [t.labels.fresh(int(size)) for size in out.shape]
     t.set(out, dims)
-    for dim in dims:
-        t.size_argument(dim.size, dim, item=True)
+    for place, dim in enumerate(dims):
+        t.size_argument(dim.size, dim, position=place, of=len(dims))
 
 
 @rule(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)

@@ -30,9 +30,8 @@ def view(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) 
         return
     dims = reshape_dims(t, t.dims(args[0]), [int(size) for size in out.shape])
     t.set(out, dims)
-    for dim in dims:
-        t.size_argument(dim.size, dim)
-        t.size_argument(dim.size, dim, item=True)
+    for place, dim in enumerate(dims):
+        t.size_argument(dim.size, dim, position=place, of=len(dims))
 
 
 def reshape_dims(t: Tracer, old: Sequence[Dim], new: Sequence[int]) -> list[Dim]:
@@ -127,8 +126,7 @@ def expand(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
         same = len(dims) >= -place and dims[place].size == size
         result.append(dims[place] if same else t.labels.fresh(size))
         if not same:
-            t.size_argument(size, result[-1])
-            t.size_argument(size, result[-1], item=True)
+            t.size_argument(size, result[-1], position=place, of=out.dim())
     t.set(out, result)
 
 

@@ -1,0 +1,323 @@
+"""Counts that are tied: where a model derives one size from another, what is cut must agree in number.
+
+``C // self.num_heads`` in a `forward` makes the width of a layer, the number of heads and the length of a
+head agree, whichever units leave. Such a constraint speaks of counts, not of indices. Constraints that
+share a group form a *component*, whose groups shrink together, each by about the same share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from secateurs.graph.integers import evaluate, leaves_of, solve
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+_NO_VALUE = -1
+_MOST_BRANCHES = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """The length of a dimension as a function of what is left of each group.
+
+    Args:
+        size: The length before any cut.
+        units: Unit numbers of its indices, an array for each factor.
+        fixed: How many indices belong to no unit.
+        terms: ``coefficient x product of the counts of some groups``, to be added up.
+    """
+
+    size: int
+    units: tuple[Indices, ...]
+    fixed: int
+    terms: tuple[tuple[float, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, size: int, units: tuple[Indices, ...], group_of: Indices, sizes: Indices) -> Counted:
+        """Count the indices of a dimension by the groups that can remove them."""
+        if not units:
+            return cls(size, (), size, ())
+        owners = np.stack([np.where(factor >= 0, group_of[factor], _NO_VALUE) for factor in units])
+        patterns, cells = np.unique(owners, axis=1, return_counts=True)
+        fixed, terms = 0, []
+        for pattern, count in zip(patterns.T, cells, strict=True):
+            groups = tuple(sorted({int(group) for group in pattern} - {_NO_VALUE}))
+            if groups:
+                terms.append((float(count) / prod(int(sizes[group]) for group in groups), groups))
+            else:
+                fixed += int(count)
+        return cls(size, units, fixed, tuple(terms))
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """The groups that can shorten it."""
+        return frozenset(group for _, groups in self.terms for group in groups)
+
+    def by_counts(self, counts: Sequence[Any]) -> Any:
+        """Its length where so many units of each group are left; arrays of counts give arrays."""
+        total: Any = float(self.fixed)
+        for coefficient, groups in self.terms:
+            total = total + coefficient * prod(counts[group] for group in groups)
+        return np.rint(total).astype(np.int64) if isinstance(total, np.ndarray) else round(total)
+
+    def by_mask(self, gone: Mask) -> int:
+        """Its length without the units in a mask."""
+        removed = np.zeros(self.size, np.bool_)
+        for factor in self.units:
+            removed |= gone[factor]
+        return self.size - int(removed.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SizeTie:
+    """An integer in a module's attribute that must follow the length of a dimension.
+
+    Args:
+        module: Path of the module.
+        attribute: Name of the attribute.
+        position: Index where it is a tuple or list, else None.
+        value: The integer before any cut.
+        length: The length that it states.
+        expression: Where the model states the length by a formula with this attribute in it, the formula.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    value: int
+    length: Counted
+    expression: Any = None
+
+    def after(self, gone: Mask) -> int:
+        """The integer after a cut."""
+        return int(_read(self, lambda length: length.by_mask(gone)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CountConstraint:
+    """Two lengths that the model's own code needs to be equal.
+
+    Args:
+        left: An expression over `Counted` lengths and `SizeTie` attributes.
+        right: The same.
+        groups: The groups, by their place in the graph, whose counts they depend on.
+        reason: What the code computes, in words.
+        where: The line of the model's source.
+    """
+
+    left: Any
+    right: Any
+    groups: frozenset[int]
+    reason: str
+    where: str
+
+    @classmethod
+    def of(cls, left: Any, right: Any, reason: str, where: str) -> CountConstraint:
+        """Collect the groups that both sides depend on."""
+        groups: set[int] = set()
+        for leaf in (*leaves_of(left), *leaves_of(right)):
+            if isinstance(leaf, SizeTie):
+                groups |= leaf.length.groups
+                inner = leaves_of(leaf.expression) if leaf.expression is not None else ()
+                groups |= {g for each in inner if isinstance(each, Counted) for g in each.groups}
+            elif isinstance(leaf, Counted):
+                groups |= leaf.groups
+        return cls(left, right, frozenset(groups), reason, where)
+
+    def holds(self, gone: Mask) -> bool:
+        """Whether a cut respects it."""
+        return self._agree(lambda length: length.by_mask(gone))
+
+    def holds_for(self, counts: Sequence[Any]) -> bool:
+        """Whether counts of units respect it."""
+        return self._agree(lambda length: length.by_counts(counts))
+
+    def solutions(self, counts: list[Any], group: int, values: Indices) -> Indices:
+        """The counts of one group among `values` that respect it, all other counts being given."""
+        leaves = (*leaves_of(self.left), *leaves_of(self.right))
+        trial = list(counts)
+        if not any(isinstance(leaf, SizeTie) for leaf in leaves):
+            trial[group] = values
+
+            def read(leaf: Counted) -> Any:
+                return leaf.by_counts(trial)
+
+            agree = np.asarray(evaluate(self.left, read) == evaluate(self.right, read))
+            chosen: Indices = values[np.broadcast_to(agree, values.shape)]
+            return chosen
+        found = []
+        for value in values.tolist():
+            trial[group] = value
+            if self.holds_for(trial):
+                found.append(value)
+        return np.asarray(found, np.int64)
+
+    def _agree(self, length: Any) -> bool:
+        def read(leaf: Any) -> Any:
+            return _read(leaf, length)
+
+        left, right = evaluate(self.left, read), evaluate(self.right, read)
+        return bool(left == right) and left > 0
+
+
+def _read(leaf: Any, length: Any) -> Any:
+    """The value of a leaf, given a way to read lengths."""
+    if isinstance(leaf, Counted):
+        return length(leaf)
+    target = length(leaf.length)
+    if leaf.expression is None:
+        return target
+    found = solve(leaf.expression, int(target), lambda other: _read(other, length))
+    return _NO_VALUE if found is None else found
+
+
+class CountSystem:
+    """All constraints of a graph, and counts that satisfy them.
+
+    Args:
+        sizes: The number of units of each group.
+        constraints: What must hold.
+    """
+
+    def __init__(self, sizes: Sequence[int], constraints: Sequence[CountConstraint]) -> None:
+        self._sizes = [int(size) for size in sizes]
+        self._constraints = list(constraints)
+        self.components = _components(constraints)
+
+    def settle(
+        self,
+        kept: Sequence[int],
+        free: Sequence[bool],
+        multiples: Sequence[int],
+        *,
+        lower: bool = False,
+    ) -> list[int]:
+        """Counts near the wanted ones that satisfy every constraint.
+
+        Args:
+            kept: The wanted number of units of each group.
+            free: Which groups may lose units at all.
+            multiples: What the count of each group is to be a multiple of, unless it keeps all.
+            lower: Where nothing at or above the wanted counts is possible, whether to go below them.
+
+        Returns:
+            The counts; a component whose groups cannot shrink together keeps all of its units.
+        """
+        result = [int(k) if f else size for k, f, size in zip(kept, free, self._sizes, strict=True)]
+        for component, constraints in self.components:
+            if all(each.holds_for(result) for each in constraints):
+                continue
+            wanted = sum(result[g] for g in component if free[g])
+            whole = sum(self._sizes[g] for g in component if free[g])
+            found = None
+            if whole:
+                found = self._nearest(component, constraints, wanted / whole, free, multiples, lower)
+            for group in component:
+                result[group] = self._sizes[group] if found is None else found[group]
+        return result
+
+    def _nearest(
+        self,
+        component: Sequence[int],
+        constraints: Sequence[CountConstraint],
+        share: float,
+        free: Sequence[bool],
+        multiples: Sequence[int],
+        lower: bool,
+    ) -> dict[int, int] | None:
+        """The solution with the least share of units at or above the given one."""
+        times = {g: sum(g in each.groups for each in constraints) for g in component if free[g]}
+        master = max(times, key=lambda g: (times[g], self._sizes[g], -g))
+        values = _allowed(self._sizes[master], multiples[master])
+        start = min(int(np.searchsorted(values, share * self._sizes[master] - 1e-9)), len(values) - 1)
+        order = [*range(start, len(values) - 1)]
+        if lower:
+            order += [*range(start - 1, -1, -1)]
+        for place in order:
+            count = int(values[place])
+            fixed = {g: self._sizes[g] for g in component if not free[g]}
+            found = self._complete(
+                {**fixed, master: count},
+                component,
+                constraints,
+                count / self._sizes[master],
+                multiples,
+            )
+            if found is not None:
+                return found
+        return None
+
+    def _complete(
+        self,
+        known: dict[int, int],
+        component: Sequence[int],
+        constraints: Sequence[CountConstraint],
+        share: float,
+        multiples: Sequence[int],
+    ) -> dict[int, int] | None:
+        """Give every group of a component a count near a share of its size, by propagation and search."""
+        counts: list[Any] = [known.get(g, self._sizes[g]) for g in range(len(self._sizes))]
+        known = dict(known)
+        pending = list(constraints)
+        while True:
+            rest = []
+            progress = False
+            for each in pending:
+                unknown = [g for g in each.groups if g not in known]
+                if not unknown:
+                    if not each.holds_for(counts):
+                        return None
+                    progress = True
+                elif len(unknown) == 1:
+                    group = unknown[0]
+                    found = each.solutions(counts, group, _allowed(self._sizes[group], multiples[group]))
+                    if not found.size:
+                        return None
+                    best = int(found[np.argmin(np.abs(found - share * self._sizes[group]))])
+                    known[group] = counts[group] = best
+                    progress = True
+                else:
+                    rest.append(each)
+            pending = rest
+            if not pending:
+                return {g: known.get(g, self._sizes[g]) for g in component}
+            if not progress:
+                break
+        unknown_groups = {g for each in pending for g in each.groups if g not in known}
+        group = max(unknown_groups, key=lambda g: (self._sizes[g], -g))
+        values = _allowed(self._sizes[group], multiples[group])
+        near = values[np.argsort(np.abs(values - share * self._sizes[group]), kind="stable")]
+        for value in near[:_MOST_BRANCHES].tolist():
+            found_all = self._complete({**known, group: value}, component, pending, share, multiples)
+            if found_all is not None:
+                return {**known, **found_all}
+        return None
+
+
+def _allowed(size: int, multiple: int) -> Indices:
+    """The counts that a group of this size may have, ascending; all of it is always one."""
+    values = np.arange(multiple, size + 1, multiple, dtype=np.int64)
+    return values if values.size and values[-1] == size else np.append(values, size)
+
+
+def _components(
+    constraints: Sequence[CountConstraint],
+) -> list[tuple[tuple[int, ...], list[CountConstraint]]]:
+    """Constraints that share groups, with all of their groups."""
+    found: list[tuple[set[int], list[CountConstraint]]] = []
+    for each in constraints:
+        touching = [entry for entry in found if entry[0] & each.groups]
+        groups, members = set(each.groups), [each]
+        for entry in touching:
+            groups |= entry[0]
+            members = entry[1] + members
+            found.remove(entry)
+        found.append((groups, members))
+    return [(tuple(sorted(groups)), members) for groups, members in found]

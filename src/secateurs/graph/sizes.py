@@ -1,0 +1,210 @@
+"""From the integers of a trace to what they demand: attributes to rewrite, and counts that must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from secateurs.graph.counts import CountConstraint, Counted, SizeTie
+from secateurs.graph.groups import Graph, Group
+from secateurs.graph.integers import (
+    Attribute,
+    Constant,
+    Length,
+    Operation,
+    attributes_in,
+    in_words,
+    replaced,
+)
+from secateurs.graph.labels import Dim
+from secateurs.graph.tracing import Tracer
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+_Key: TypeAlias = "tuple[str, str, int | None]"
+_TRIALS = 3
+
+
+class SizeReader:
+    """Reads the statements and comparisons of a trace, for one numbering of the units.
+
+    Args:
+        tracer: The finished trace.
+        groups: The groups of units.
+        group_of: The group of each unit.
+        unit_factors: Gives the unit numbers of a dimension.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        groups: Sequence[Group],
+        group_of: Indices,
+        unit_factors: Callable[[Dim], tuple[Indices, ...]],
+    ) -> None:
+        self._tracer = tracer
+        self._sizes = np.asarray([group.size for group in groups], np.int64)
+        self._group_of = group_of
+        self._unit_factors = unit_factors
+        self._counted: dict[tuple[int, ...], Counted] = {}
+        self._ties: dict[_Key, SizeTie] = {}
+        self._stated: set[_Key] = set()
+
+    def read(self) -> tuple[tuple[SizeTie, ...], tuple[CountConstraint, ...]]:
+        """The attributes that must change with a cut, and the constraints on counts."""
+        self._tie_plain()
+        self._tie_formulas()
+        constraints = []
+        for left, right, where in self._equalities():
+            a, b = self._resolved(left), self._resolved(right)
+            if self._differ(a, b):
+                reason = f"{in_words(left)} where {in_words(right)} is expected"
+                constraints.append(CountConstraint.of(a, b, reason, where))
+        return tuple(self._ties.values()), tuple(_distinct(constraints))
+
+    def _counted_dim(self, dim: Dim) -> Counted:
+        key = (dim.size, *(id(factor) for factor in dim.factors))  # the trace keeps these arrays alive
+        if key not in self._counted:
+            units = self._unit_factors(dim)
+            self._counted[key] = Counted.of(dim.size, units, self._group_of, self._sizes)
+        return self._counted[key]
+
+    def _equalities(self) -> Iterator[tuple[Any, Any, str]]:
+        """All pairs of expressions that must have one value."""
+        for each in self._tracer.statements:
+            yield each.expression, Length(each.dim), each.where
+        yield from self._tracer.book.equal
+
+    # -- attributes -------------------------------------------------------------------------------
+
+    def _tie_plain(self) -> None:
+        """Tie the attributes that are themselves stated as, or compared with, a length that can change."""
+        for left, right, _ in self._equalities():
+            for one, other in ((left, right), (right, left)):
+                if isinstance(one, Attribute) and isinstance(other, Length):
+                    self._stated.add(one.key)
+                    length = self._counted_dim(other.dim)
+                    if length.units:
+                        self._tie(one, length)
+
+    def _tie_formulas(self) -> None:
+        """Tie the attributes that are only ever stated as a part of a formula, such as ``3 * self.dim``."""
+        for each in self._tracer.statements:
+            if not isinstance(each.expression, Operation):
+                continue
+            length = self._counted_dim(each.dim)
+            unknown = [a for a in attributes_in(each.expression) if a.key not in self._stated]
+            if len(unknown) == 1 and length.units and unknown[0].key not in self._ties:
+                as_it_is = self._resolved(each.expression)
+                if self._differ(as_it_is, length):
+                    self._tie(unknown[0], length, replaced(each.expression, self._leaf_but(unknown[0].key)))
+
+    def _tie(self, attribute: Attribute, length: Counted, expression: Any = None) -> None:
+        self._ties.setdefault(
+            attribute.key,
+            SizeTie(
+                module=attribute.module,
+                attribute=attribute.attribute,
+                position=attribute.position,
+                value=attribute.value,
+                length=length,
+                expression=expression,
+            ),
+        )
+
+    # -- expressions ------------------------------------------------------------------------------
+
+    def _resolved(self, expression: Any) -> Any:
+        """An expression over lengths that can change; everything else in it is a constant."""
+        if isinstance(expression, Constant):
+            return expression
+        return replaced(expression, self._leaf)
+
+    def _leaf(self, leaf: Any) -> Any:
+        if isinstance(leaf, Length):
+            length = self._counted_dim(leaf.dim)
+            return length if length.units else Constant(length.size)
+        tie = self._ties.get(leaf.key)
+        if tie is None:
+            return Constant(leaf.value)
+        return tie.length if tie.expression is None else tie
+
+    def _leaf_but(self, unknown: _Key) -> Callable[[Any], Any]:
+        """Resolve every leaf but one attribute."""
+
+        def leaf(each: Any) -> Any:
+            return each if isinstance(each, Attribute) and each.key == unknown else self._leaf(each)
+
+        return leaf
+
+    def _differ(self, a: Any, b: Any) -> bool:
+        """Whether some cut makes two resolved expressions differ."""
+        if isinstance(a, Counted) and isinstance(b, Counted) and _same(a.units, b.units):
+            return False
+        pair = CountConstraint.of(a, b, "", "")
+        return bool(pair.groups) and not all(pair.holds(gone) for gone in self._masks())
+
+    def _masks(self) -> Iterator[npt.NDArray[np.bool_]]:
+        """A few cuts of all groups, by shares that differ."""
+        random = np.random.default_rng(0)
+        for _ in range(_TRIALS):
+            gone = np.zeros(len(self._group_of) + 1, np.bool_)
+            share = random.uniform(0.2, 0.8, len(self._sizes))
+            gone[:-1] = random.uniform(size=len(self._group_of)) < share[self._group_of]
+            gone[np.cumsum(self._sizes) - 1] = False  # every group keeps a unit
+            yield gone
+
+
+def _same(one: Sequence[Indices], other: Sequence[Indices]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _distinct(constraints: Sequence[CountConstraint]) -> list[CountConstraint]:
+    """Constraints without those that read the same dimensions in the same way."""
+    found: dict[Any, CountConstraint] = {}
+    for each in constraints:
+        found.setdefault((_form(each.left), _form(each.right)), each)
+    return list(found.values())
+
+
+def _form(expression: Any) -> Any:
+    """An expression as something that compares equal where the counts that it reads are the same."""
+    if isinstance(expression, Operation):
+        return expression.name, _form(expression.left), _form(expression.right)
+    if isinstance(expression, Counted):
+        return expression.size, expression.fixed, expression.terms
+    if isinstance(expression, SizeTie):
+        return expression.module, expression.attribute, expression.position
+    return expression.value
+
+
+def stuck_groups(graph: Graph) -> list[tuple[Group, CountConstraint]]:
+    """The groups that no solution of the constraints makes smaller, each with a constraint to blame."""
+    if not graph.constraints:
+        return []
+    sizes = [group.size for group in graph.groups]
+    tied = {place for component, _ in graph.counts.components for place in component}
+    for free in freedoms(graph):
+        kept = [max(1, size // 2) for size in sizes]
+        settled = graph.counts.settle(kept, free, [1] * len(sizes), lower=True)
+        tied -= {place for place in tied if settled[place] < sizes[place]}
+    return [
+        (graph.groups[place], next(each for each in graph.constraints if place in each.groups))
+        for place in sorted(tied)
+    ]
+
+
+def freedoms(graph: Graph) -> list[list[bool]]:
+    """Which groups to cut at once: of two that cross and have tied counts, once the one, once the other."""
+    tied = {place for component, _ in graph.counts.components for place in component}
+    wide, narrow = [True] * len(graph.groups), [True] * len(graph.groups)
+    for place, group in enumerate(graph.groups):
+        if place in tied:
+            rivals = [graph.by_name[name] for name in group.crosses]
+            wide[place] = not any((rival.size, -rival.first) > (group.size, -group.first) for rival in rivals)
+            narrow[place] = not rivals or not any(
+                (rival.size, -rival.first) < (group.size, -group.first) for rival in rivals
+            )
+    return [wide] if wide == narrow else [wide, narrow]
