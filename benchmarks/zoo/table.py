@@ -1,0 +1,227 @@
+"""The lines of a zoo file as markdown: the coverage page, and what failed by cause."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.zoo.records import Records
+
+Facts = Mapping[str, Any]
+_LEVELS = {
+    "1": "cut without an exception",
+    "2": "output shapes kept",
+    "3": "parameters and MACs down by 40 %",
+    "4": "trains",
+    "5": "verified",
+}
+_STAGES = {  # -> the level that fails with it; other stages stand for themselves
+    **dict.fromkeys(("trace", "score", "plan", "apply", "prune"), "1"),
+    "forward": "2",
+    "measure before": "3",
+    "measure after": "3",
+    "train": "4",
+    "verify": "5",
+}
+_OTHERS = ("deepcopy", "state_dict", "export", "train original", "build", "start")
+_SHOWN = 6
+
+
+def markdown(records: Records) -> str:
+    """The coverage page: totals of each list and level, then one row a model."""
+    lists = _by_list(records)
+    first = next(iter(records.values()), {})
+    versions = ", ".join(f"{name} {number}" for name, number in first.get("software", {}).items())
+    parts = [
+        "# Coverage",
+        "Every model of a list at half its width (`Budget(units=0.5)`, every group the same share), with "
+        "random weights: how many reach each level. Printed by `python -m benchmarks.zoo`. " + versions + ".",
+        "\n".join(f"{number}. {text}" for number, text in _LEVELS.items()),
+        *(_totals(name, facts) for name, facts in lists.items()),
+        *(_models(name, facts) for name, facts in lists.items()),
+    ]
+    return "\n\n".join(parts)
+
+
+def _by_list(records: Records) -> dict[str, dict[str, Facts]]:
+    lists: dict[str, dict[str, Facts]] = defaultdict(dict)
+    for (name, model), facts in records.items():
+        lists[name][model] = facts
+    return lists
+
+
+def _totals(name: str, models: Mapping[str, Facts]) -> str:
+    tools = [
+        tool for tool in ("secateurs", "torch_pruning") if any(tool in facts for facts in models.values())
+    ]
+    rows = []
+    for number, text in _LEVELS.items():
+        cells = [f"{number} {text}"]
+        for tool in tools:
+            reached = [_level(facts[tool], number) for facts in models.values() if tool in facts]
+            asked = any(value is not None for value in reached)
+            cells.append(f"{sum(map(bool, reached))} of {len(reached)}" if asked else "-")
+        rows.append(cells)
+    rows.append(["all of these", *(_complete(models, tool) for tool in tools)])
+    rows.append(["processor seconds to cut, median (worst)", *(_times(models, tool) for tool in tools)])
+    return f"## {name}\n\n" + _grid(["level", *tools], rows)
+
+
+def _level(facts: Facts, number: str) -> bool | None:
+    reached: bool | None = facts.get("levels", {}).get(number)
+    return reached
+
+
+def _complete(models: Mapping[str, Facts], tool: str) -> str:
+    """How many reach every level that the tool is asked for; a model that cannot train is not asked to."""
+    having = [facts[tool] for facts in models.values() if tool in facts]
+    asked = [number for number in _LEVELS if any(_level(facts, number) is not None for facts in having)]
+    whole = sum(all(passed(facts, number) for number in asked) for facts in having)
+    return f"{whole} of {len(having)}"
+
+
+def passed(facts: Facts, number: str) -> bool:
+    """Whether a level was reached, or cannot be asked of the original either."""
+    return bool(_level(facts, number)) or (number == "4" and "cannot_train" in facts)
+
+
+def seconds(facts: Facts) -> float | None:
+    """Seconds from the model to the smaller model; None if it was not reached."""
+    spent = facts.get("seconds", {})
+    if not _level(facts, "1"):
+        return None
+    return float(sum(spent.get(stage, 0) for stage in ("trace", "score", "plan", "apply", "prune")))
+
+
+def _times(models: Mapping[str, Facts], tool: str) -> str:
+    found = {name: seconds(facts[tool]) for name, facts in models.items() if tool in facts}
+    known = {name: value for name, value in found.items() if value is not None}
+    if not known:
+        return "-"
+    worst = max(known, key=lambda name: known[name])
+    return f"{statistics.median(known.values()):.2f} ({known[worst]:.1f}, {worst})"
+
+
+def _models(name: str, models: Mapping[str, Facts]) -> str:
+    rivals = any("torch_pruning" in facts for facts in models.values())
+    head = [
+        "model",
+        "levels",
+        "params left",
+        "MACs left",
+        "error",
+        "cut, s",
+        "verify, s",
+        "groups",
+        "what failed",
+    ]
+    head += ["Torch-Pruning", "its cut, s"] if rivals else []
+    rows = []
+    for model, facts in sorted(models.items()):
+        row = _row(model, facts.get("secateurs", {}))
+        if rivals:
+            theirs = facts.get("torch_pruning", {})
+            row += [marks(theirs), _number(seconds(theirs), "{:.2f}")]
+        rows.append(row)
+    return f"## {name}, model by model\n\n" + _grid(head, rows)
+
+
+def _row(model: str, facts: Facts) -> list[str]:
+    remain, proof = facts.get("remain", {}), facts.get("verify", {})
+    error = f"{proof['relative_error']:.0e}" if proof.get("exact") else "mixed" if proof else ""
+    return [
+        model,
+        marks(facts),
+        _number(remain.get("params"), "{:.0%}"),
+        _number(remain.get("macs"), "{:.0%}"),
+        error,
+        _number(seconds(facts), "{:.2f}"),
+        _number(facts.get("seconds", {}).get("verify"), "{:.1f}"),
+        str(facts.get("groups", "")),
+        "; ".join(dict.fromkeys(why for _, why in complaints(facts))).replace("|", "/")[:160],
+    ]
+
+
+def marks(facts: Facts) -> str:
+    """The levels that were reached, such as ``12-45``."""
+    return "".join(number if _level(facts, number) else "-" for number in _LEVELS) if facts else ""
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _grid(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def complaints(facts: Facts) -> list[tuple[str, str]]:
+    """What went wrong, as (level, cause): exceptions, and the locks behind a cut that saves little."""
+    found = []
+    for stage, error in facts.get("errors", {}).items():
+        place = error.get("secateurs_line") or error.get("line") or ""
+        kind = error.get("type", "")
+        text = error["message"].splitlines()[0] if error["message"] else ""
+        level = _STAGES.get(stage, stage)
+        found.append(
+            (
+                level,
+                " ".join(part for part in (f"{stage}:", kind, text, f"[{place}]" if place else "") if part),
+            )
+        )
+    reached = facts.get("levels", {})
+    if reached.get("2") is False and "forward" not in facts.get("errors", {}):
+        found.append(("2", f"shapes {facts['after']['shapes']} instead of {facts['before']['shapes']}"))
+    if reached.get("3") is False and facts.get("remain"):
+        found += [
+            ("3", f"locked: {each['reason']} [{each['source']}]")
+            for each in facts.get("locked", {}).get("reasons", [])
+        ]
+        found += [("3", f"no rule for {name} [{where}]") for name, where in facts.get("unknown", {}).items()]
+    return found
+
+
+def causes(records: Records, tool: str = "secateurs") -> str:
+    """What failed, grouped by cause, the most frequent first, for those who improve the engine."""
+    parts = []
+    for name, models in _by_list(records).items():
+        having = {model: facts[tool] for model, facts in models.items() if tool in facts}
+        parts += [_totals(name, models), _unfinished(having)]
+        for level in (*_LEVELS, *_OTHERS):
+            grouped: dict[str, list[str]] = defaultdict(list)
+            for model, facts in having.items():
+                for number, why in complaints(facts):
+                    if number == level:
+                        grouped[_general(why)].append(model)
+            if grouped:
+                ranked = sorted(grouped.items(), key=lambda item: -len(item[1]))
+                lines = [f"- **{len(who)}** {why}: {_names(who)}" for why, who in ranked]
+                parts.append(f"### level {level} ({_LEVELS.get(level, level)})\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _unfinished(having: Mapping[str, Facts]) -> str:
+    rows = []
+    for model, facts in having.items():
+        if not all(passed(facts, number) for number in _LEVELS):
+            remain = facts.get("remain", {})
+            left = ", ".join(f"{name} {share:.0%}" for name, share in remain.items())
+            rows.append([model, marks(facts), left, str(facts.get("groups", ""))])
+    return "### models that miss a level\n\n" + _grid(["model", "levels", "left", "groups"], rows)
+
+
+def _general(why: str) -> str:
+    """A cause without the numbers and names of one model, so that like causes meet; lines of source stay."""
+    text, bracket, place = why.partition(" [")
+    text = re.sub(r"\d[\d.,e+-]*", "N", text)
+    text = re.sub(r"'[^']*'", "'...'", text)
+    return re.sub(r"^(trace: \w+ )\w+ could", r"\1X could", text)[:260] + bracket + place
+
+
+def _names(models: list[str]) -> str:
+    more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
+    return ", ".join(models[:_SHOWN]) + more
