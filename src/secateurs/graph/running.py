@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -96,6 +98,10 @@ class MetaMode(TorchDispatchMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator; subclasses add what they want to know."""
+        return self.compute(func, args, kwargs)
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The results of one operator, without data."""
         return compute(func, args, kwargs)
 
 
@@ -140,6 +146,42 @@ def _collect(value: Any, into: list[Tensor]) -> None:
     elif isinstance(value, dict):
         for item in value.values():
             _collect(item, into)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors that a value holds, however they are packed, in a fixed order.
+
+    Looks into mappings, sequences, dataclasses and the attributes of other objects.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> packed = {"boxes": [torch.zeros(2, 4)], "more": SimpleNamespace(scores=torch.ones(2))}
+        >>> [tuple(tensor.shape) for tensor in tensors_in(packed)]
+        [(2, 4), (2,)]
+    """
+    found: list[Tensor] = []
+    _unpack(value, found, set())
+    return found
+
+
+def _unpack(value: Any, into: list[Tensor], above: set[int]) -> None:
+    if isinstance(value, Tensor):
+        into.append(value)
+    elif id(value) not in above:
+        for item in _items(value):
+            _unpack(item, into, above | {id(value)})
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (tuple, list)):
+        return value
+    if isinstance(value, (type, ModuleType, nn.Module)):
+        return ()
+    if is_dataclass(value):
+        return [getattr(value, each.name, None) for each in fields(value)]
+    return list(getattr(value, "__dict__", {}).values())
 
 
 def source_line() -> str:

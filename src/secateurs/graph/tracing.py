@@ -8,7 +8,7 @@ call is real. It runs on the meta device, where tensors have a shape and no memo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.integers import (
@@ -41,12 +40,13 @@ from secateurs.graph.running import (
     plain_kernels,
     results_of,
     source_line,
+    tensors_in,
     to_meta,
 )
-from secateurs.graph.shapes import compute
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 _LABELS = "_secateurs_labels"
+_OF_EVALUATION = ("contractions", "reads", "mixed", "bare")  # a pass in training mode adds nothing to these
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +158,11 @@ class Tracer(MetaMode):
         self._one_pass(model, inputs)
         self.elsewhere = {place.parameter for place in self._unused()}
         if self._unused():
-            contractions, reads = list(self.contractions), list(self.reads)
+            evaluation = {name: list(getattr(self, name)) for name in _OF_EVALUATION}
             with contextlib.suppress(Exception):  # the other mode need not run, on meta or at all
                 self._one_pass(model.train(not model.training), inputs)
-            self.contractions, self.reads = contractions, reads
+            for name, kept in evaluation.items():
+                setattr(self, name, kept)
         for place in self._unused():
             self.labels.lock(place.labels, "the forward pass does not use it")
 
@@ -182,13 +183,16 @@ class Tracer(MetaMode):
         self.calls = 0
         training = model.training
         empty_inputs = to_meta(inputs)
-        with plain_kernels(), _Calls(self), self:
+        with watched(self):
             outputs = call_model(model, empty_inputs)
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor):
-                for dim in self.dims(tensor):
-                    self.labels.lock(dim, "it is an output of the model")
+        self.lock_outputs(outputs)
         self.passes.append(Pass(training, tuple(self._records)))
+
+    def lock_outputs(self, outputs: Any) -> None:
+        """What leaves the model keeps its lengths, however it is packed."""
+        for tensor in tensors_in(outputs):
+            for dim in self.dims(tensor):
+                self.labels.lock(dim, "it is an output of the model")
 
     def _unused(self) -> list[ParameterDim]:
         return [place for number, place in enumerate(self.parameter_dims) if number not in self._used]
@@ -208,8 +212,9 @@ class Tracer(MetaMode):
         for tensor in operands:
             if self.is_weight(tensor):
                 self._used.update(*(dim.sources for dim in self.dims(tensor)))
-        out = compute(func, args, kwargs)
+        out = self.compute(func, args, kwargs)
         self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
+        contractions = len(self.contractions)
         rule = self._rules(func)
         if rule is None:
             self._refuse(func, operands, results_of(out))
@@ -219,6 +224,10 @@ class Tracer(MetaMode):
                 for tensor in operands:
                     if self.is_weight(tensor):
                         self.add_role(self.dims(tensor), "carrier")
+        if torch.Tag.nondeterministic_seeded in func.tags and len(self.contractions) == contractions:
+            for result in results_of(out):  # fewer numbers drawn are other numbers
+                for dim in self.dims(result):
+                    self.mix(dim, "drawing random numbers")
         name = canonical(func)
         if name is None:
             return out
@@ -379,6 +388,13 @@ class Tracer(MetaMode):
 def _alike(a: Dim, b: Dim) -> bool:
     """Whether two dimensions carry the very same labels."""
     return len(a.factors) == len(b.factors) and all(x is y for x, y in zip(a.factors, b.factors, strict=True))
+
+
+@contextlib.contextmanager
+def watched(tracer: Tracer) -> Iterator[None]:
+    """Let a tracer see every torch function and every operator that is called meanwhile."""
+    with plain_kernels(), _Calls(tracer), tracer:
+        yield
 
 
 class _Calls(TorchFunctionMode):
