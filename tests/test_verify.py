@@ -170,7 +170,7 @@ def test_both_models_are_left_as_they_were(toy: type[Toy]) -> None:
 
 
 @pytest.mark.parametrize("toy", [models.LayerNormNet, models.SoftmaxOverChannels, models.MeanOverChannels])
-def test_where_channels_are_mixed_the_report_says_so(toy: type[Toy]) -> None:
+def test_where_channels_are_mixed_the_kept_ones_are_gathered(toy: type[Toy]) -> None:
     model = build(toy)
     inputs = model.example()
     graph = secateurs.trace(model, inputs)
@@ -178,11 +178,12 @@ def test_where_channels_are_mixed_the_report_says_so(toy: type[Toy]) -> None:
     plan = Plan.of(graph, {name: [0, 1]})
     report = secateurs.verify(model, secateurs.apply(model, plan), plan, inputs)
     assert report.ok
-    assert not report.exact_expected
-    assert name in report.mixed
-    assert f"equality is not expected: {report.mixed[name]} computes across the units of {name!r}" in str(
-        report
-    )
+    assert report.exact_expected
+    assert report.way == "gathered"
+    assert report.mixed == {name: graph.mixers[name]}
+    assert report.effect > 1e-3
+    assert report.max_error < 1e-12
+    assert str(report).startswith("verified: pruned and gathered output")
 
 
 def test_what_is_not_mixed_in_a_mixed_model_is_exact() -> None:
@@ -190,7 +191,7 @@ def test_what_is_not_mixed_in_a_mixed_model_is_exact() -> None:
     inputs = model.example()
     plan = Plan.of(secateurs.trace(model, inputs), {"second": [0, 5]})
     report = secateurs.verify(model, secateurs.apply(model, plan), plan, inputs)
-    assert report.exact_expected
+    assert report.way == "silenced"
     assert report.ok
 
 

@@ -1,35 +1,46 @@
-"""The proof: the smaller model computes what the original does with the removed units silenced."""
+"""The proof: the smaller model computes what the original does without the units that left.
+
+Two ways say what the original does without them. *Silenced*: their consumers read zero. That is the same as
+absence where all that lies between is per channel. *Gathered*: where an operator computes across units it is
+given the kept ones alone (see `secateurs.surgery.gathered`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateurs.errors import VerifyError
-from secateurs.graph.copying import copy_model, tensors_of
-from secateurs.graph.running import Inputs, call_model
-from secateurs.planning.plan import Plan
-from secateurs.surgery.apply import check_fits
+from secateurs.errors import SecateursError, VerifyError
+from secateurs.graph import trace
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.groups import Graph, Indices
+from secateurs.graph.running import Inputs
+from secateurs.planning.plan import AxisCut, Plan
+from secateurs.surgery.apply import apply, check_fits
+from secateurs.surgery.gathered import NotGathered, run_gathered
+from secateurs.surgery.wide import run_wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What the comparison of a pruned model with the silenced original found.
+    """What the comparison of a pruned model with the original found.
 
     Args:
-        max_error: Largest absolute difference between the two outputs.
-        scale: Largest absolute value of the silenced original's outputs.
-        effect: Largest absolute difference that silencing made to the original's outputs; where it is
+        max_error: Largest absolute difference between the outputs of the two.
+        scale: Largest absolute value of the outputs of the original without the units.
+        effect: Largest absolute difference that leaving them out made to the original's outputs; where it is
             0, the comparison proves little.
         tolerance: Largest relative error (`max_error` / `scale`) that counts as rounding.
-        exact_expected: Whether equality is expected; not where an operator mixes the units.
-        mixed: Groups for which it is not, with the operator.
+        way: How the original went without the units: ``silenced``, or ``gathered`` where an operator mixes
+            them.
+        mixed: Groups whose units an operator mixes, with the operator.
+        unproved: Groups that could not be left out of the original, with the reason; they were cut in
+            it by the same surgery as in the pruned model, so that all others are proved.
         problem: Anything else that is wrong, such as other shapes; empty if nothing is.
     """
 
@@ -37,16 +48,20 @@ class VerifyReport:
     scale: float
     effect: float
     tolerance: float
-    exact_expected: bool
-    mixed: dict[str, str]
+    way: Literal["silenced", "gathered"]
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    unproved: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
     @property
+    def exact_expected(self) -> bool:
+        """Whether the comparison is with the original itself in every group."""
+        return not self.unproved
+
+    @property
     def ok(self) -> bool:
-        """Whether the cut is right, as far as equality is expected."""
-        if self.problem:
-            return False
-        return not self.exact_expected or self.max_error <= self.tolerance * max(self.scale, 1e-12)
+        """Whether the cut is right, in all groups but those that are `unproved`."""
+        return not self.problem and self.max_error <= self.tolerance * max(self.scale, 1e-12)
 
     def raise_if_failed(self) -> VerifyReport:
         """Return the report, or raise if the cut is wrong.
@@ -61,27 +76,38 @@ class VerifyReport:
     def __str__(self) -> str:
         if self.problem:
             return f"verify failed: {self.problem}"
-        if not self.exact_expected:
-            name, operator = next(iter(self.mixed.items()))
-            more = f" and {len(self.mixed) - 1} more groups" if len(self.mixed) > 1 else ""
-            return (
-                f"equality is not expected: {operator} computes across the units of {name!r}{more}; "
-                f"shapes agree, outputs are finite, difference {self.max_error:.3g} at scale {self.scale:.3g}"
-            )
         verdict = "verified" if self.ok else "verify failed"
-        return (
-            f"{verdict}: pruned and silenced output differ by {self.max_error:.3g} at scale {self.scale:.3g} "
-            f"(tolerance {self.tolerance:g} relative); silencing changed the outputs by {self.effect:.3g}"
+        verb = "silencing" if self.way == "silenced" else "gathering"
+        text = (
+            f"{verdict}: pruned and {self.way} output differ by {self.max_error:.3g} "
+            f"at scale {self.scale:.3g} (tolerance {self.tolerance:g} relative); "
+            f"{verb} changed the outputs by {self.effect:.3g}"
         )
+        if self.unproved:
+            name, reason = next(iter(self.unproved.items()))
+            more = f" and {len(self.unproved) - 1} more groups" if len(self.unproved) > 1 else ""
+            text += f"; not proved are {name!r}{more}: {reason}"
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Without:
+    """What the original gives without the units that left, and as it is."""
+
+    whole: list[Tensor]
+    outputs: list[Tensor]
+    unproved: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -> VerifyReport:
-    """Compare the pruned model with the original in which the removed units are silenced.
+    """Compare the pruned model with the original that goes without the removed units.
 
-    Silencing a unit means that its consumers read zero from it: their slices are zeroed. Where all that
-    lies between is per channel, both outputs agree to rounding. The comparison runs in float64 and
-    evaluation mode on copies; both models are left as they are. Call it before the pruned model's weights
-    change.
+    Where all that lies between a unit and its consumers is per channel, the unit is *silenced*: the
+    consumers' slices are zeroed. Where an operator computes across units that leave, as a layer norm does,
+    the original runs at its full size and such an operator is evaluated on the kept subset, *gathered* from
+    its operands. Either way both outputs must agree to rounding. The comparison runs on copies, in float64
+    and evaluation mode, with the same random numbers; the models are left as they are. Call it before the
+    pruned model's weights change.
 
     Args:
         original: The model that the plan was applied to.
@@ -95,29 +121,50 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
     Raises:
         VerifyError: One of the models could not be run.
         ApplyError: The plan does not fit the original.
+
+    Example:
+        >>> from torch import nn
+        >>> import secateurs
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+        >>> x = torch.randn(3, 4)
+        >>> plan = secateurs.Plan.of(secateurs.trace(net, x), {"0": [0, 3]})
+        >>> report = secateurs.verify(net, secateurs.apply(net, plan), plan, x)
+        >>> report.ok, report.way, report.mixed
+        (True, 'gathered', {'0': 'layer normalisation'})
     """
-    tensors = tensors_of(original)
-    check_fits(tensors, plan)
+    check_fits(tensors_of(original), plan)
     mixed = {group.name: group.mixed_by for group in plan.groups if group.mixed_by}
-    before = _run(_double(original, {}), inputs, "the original")
-    silenced = _run(_double(original, _silenced(tensors, plan)), inputs, "the silenced original")
-    after = _run(_double(pruned, {}), inputs, "the pruned model")
-    shapes = [[tuple(t.shape) for t in outputs] for outputs in (silenced, after)]
+    without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs)
+    after = run_wide(pruned, inputs, "the pruned model")
+    shapes = [[tuple(t.shape) for t in outputs] for outputs in (without.outputs, after)]
     problem = f"output shapes {shapes[1]} instead of {shapes[0]}" if shapes[0] != shapes[1] else ""
-    if not problem and not all(bool(torch.isfinite(t).all()) for t in after):
-        problem = "the pruned model's outputs are not finite"
+    finite = [[t.isfinite() for t in outputs] for outputs in (without.outputs, after)]
+    if not problem and not all(map(torch.equal, *finite)):
+        problem = "the pruned model's outputs are not finite where they must be"
     return VerifyReport(
-        max_error=float("nan") if problem else _largest_difference(silenced, after),
-        scale=max((float(t.abs().max()) for t in silenced if t.numel()), default=0.0),
-        effect=_largest_difference(before, silenced),
+        max_error=float("nan") if problem else _largest_difference(without.outputs, after),
+        scale=_largest_difference(without.outputs, [torch.zeros_like(t) for t in without.outputs]),
+        effect=_largest_difference(without.whole, without.outputs),
         tolerance=1e-6,
-        exact_expected=not mixed,
-        mixed={name: operator or "" for name, operator in mixed.items()},
+        way="gathered" if mixed else "silenced",
+        mixed=mixed,
+        unproved=without.unproved,
         problem=problem,
     )
 
 
-def _silenced(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+# -- the original without the units ---------------------------------------------------------------
+
+
+def _silenced(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
+    """The first way: the units' consumers read zero."""
+    whole = run_wide(original, inputs, "the original")
+    zeroed = _zeroed(tensors_of(original), plan)
+    outputs = run_wide(original, inputs, "the silenced original", exchanged=zeroed)
+    return _Without(whole=whole, outputs=outputs)
+
+
+def _zeroed(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """The tensors that are zeroed in part to silence the units: consumers' weights above all."""
     changed: dict[str, Tensor] = {}
     for axis in plan.axes:
@@ -129,41 +176,95 @@ def _silenced(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     return changed
 
 
-def _double(model: nn.Module, exchanged: dict[str, Tensor]) -> nn.Module:
-    """A copy in evaluation mode and float64 for floating tensors, without hooks."""
-    tensors = {name: exchanged.get(name, tensor).detach() for name, tensor in tensors_of(model).items()}
-    wide = {
-        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-    }
-    duplicate = copy_model(model, wide)
-    for module in duplicate.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return duplicate.eval()
+def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
+    """The second way: operators that mix units are given the kept ones alone.
+
+    Where one of them cannot be evaluated so, its groups are cut in the original, and the rest is tried again.
+    """
+    unproved: dict[str, str] = {}
+    before: list[Tensor] | None = None
+    parts: _Parts | None = None
+    model, axes = original, plan.axes
+    while True:
+        try:
+            whole, outputs = run_gathered(model, axes, inputs)
+        except NotGathered as failure:
+            parts = parts or _Parts(original, plan, inputs)
+            before = before or run_wide(original, inputs, "the original")
+            names = parts.behind(failure, unproved)
+            unproved.update(dict.fromkeys(names, str(failure)))
+            cut = parts.only(unproved)
+            model, axes = apply(original, cut), _what_is_left(plan, cut)
+        else:
+            return _Without(whole=before or whole, outputs=outputs, unproved=unproved)
 
 
-def _run(model: nn.Module, inputs: Inputs, which: str) -> list[Tensor]:
-    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
-    wide: Any = tree_map_only(
-        Tensor, lambda t: t.to(device, torch.float64 if t.is_floating_point() else t.dtype), inputs
-    )
-    try:
-        with torch.no_grad(), _default_dtype(torch.float64):
-            outputs = call_model(model, wide)
-    except Exception as error:
-        raise VerifyError(f"{which} could not be run: {type(error).__name__}: {error}") from error
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+class _Parts:
+    """A plan taken apart into its groups, where a trace of the original makes the same plan again."""
+
+    def __init__(self, original: nn.Module, plan: Plan, inputs: Inputs) -> None:
+        self._plan = plan
+        self._graph: Graph | None = None
+        try:
+            graph = trace(original, inputs)
+            again = Plan.of(graph, {group.name: group.removed for group in plan.groups})
+        except SecateursError:
+            return
+        if again.axes == plan.axes:
+            self._graph = graph
+
+    def behind(self, failure: NotGathered, known: Mapping[str, str]) -> list[str]:
+        """The groups that a failure is about; all where it cannot be told."""
+        names = [group.name for group in self._plan.groups]
+        if self._graph is None:
+            return names
+        cut, sizes = self.only(known), self._graph.parameters
+        homes = {
+            (name, dim): _staying(cut, name, dim, sizes[name][dim])[places]
+            for (name, dim), places in failure.homes.items()
+        }
+        found = [
+            group.name
+            for group in self._plan.groups
+            if group.name not in known
+            and any(
+                np.isin(part.indices[list(group.removed)], homes[part.parameter, part.dim]).any()
+                for part in self._graph.by_name[group.name].slices
+                if (part.parameter, part.dim) in homes
+            )
+        ]
+        return found or names
+
+    def only(self, names: Mapping[str, str]) -> Plan:
+        """The part of the plan that cuts these groups."""
+        if self._graph is None:
+            return self._plan if names else replace(self._plan, axes=(), groups=(), integers=())
+        chosen = {group.name: group.removed for group in self._plan.groups if group.name in names}
+        return Plan.of(self._graph, chosen)
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _what_is_left(plan: Plan, cut: Plan) -> tuple[AxisCut, ...]:
+    """What the plan cuts further where a part of it has been cut already."""
+    left = []
+    for axis in plan.axes:
+        stays = _staying(cut, axis.parameter, axis.dim, axis.size)
+        removed = np.flatnonzero(np.isin(stays, axis.removed))
+        left.append(replace(axis, size=len(stays), removed=tuple(removed.tolist()), silenced=()))
+    return tuple(left)
+
+
+def _staying(cut: Plan, parameter: str, dim: int, size: int) -> Indices:
+    """The indices of a parameter dimension that a plan leaves."""
+    lost = [axis.removed for axis in cut.axes if (axis.parameter, axis.dim) == (parameter, dim)]
+    stays: Indices = np.delete(np.arange(size), np.asarray(lost, np.int64))
+    return stays
 
 
 def _largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
-    return max((float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
+    """Infinite or not a number in both is no difference."""
+    largest = 0.0
+    for x, y in zip(a, b, strict=True):
+        both = x.isfinite() & y.isfinite()
+        if both.any():
+            largest = max(largest, float((1 * x[both] - 1 * y[both]).abs().max()))
+    return largest

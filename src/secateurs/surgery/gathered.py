@@ -1,0 +1,323 @@
+"""The second way to prove a cut: the original itself, with the kept subset gathered where units are mixed.
+
+Where an operator computes across units (a layer norm, a softmax over channels), zeros are not absence. So
+the original runs at its full size, and only such an operator is given the kept indices of its operands; its
+result is spread out again, with zeros where units left. Sums with weights get zeros at these places, which
+is the same as leaving them out. All other operators run as they are: what they compute for a kept unit does
+not depend on the others.
+
+Two runs are needed, because labels are final only at the end of a trace: `Follower` traces the original on
+the very tensors that are used, so that both runs call the same operators, and `Gathering` follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from secateurs.errors import VerifyError
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.groups import Indices
+from secateurs.graph.labels import LOCKED, Dim, LabelArray
+from secateurs.graph.rules import find_call_rule, find_rule
+from secateurs.graph.running import Inputs, call_model, call_tensors, plain_kernels, results_of
+from secateurs.graph.tracing import Tracer, watched
+from secateurs.planning.plan import AxisCut
+from secateurs.surgery.wide import WideMode, run_wide, widened
+
+aten = torch.ops.aten
+
+
+class NotGathered(VerifyError):
+    """An operator that mixes units could not be evaluated on the kept ones alone.
+
+    Args:
+        reason: What happened, in words.
+        homes: Where the units in question live: places of parameter dimensions.
+    """
+
+    def __init__(self, reason: str, homes: Mapping[tuple[str, int], list[int]]) -> None:
+        super().__init__(reason)
+        self.homes = homes
+
+
+def run_gathered(
+    model: nn.Module, axes: Sequence[AxisCut], inputs: Inputs
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of a model as it is, and of the model without what the axes lose.
+
+    Args:
+        model: The model at its full size; it is left as it is.
+        axes: What each parameter dimension loses.
+        inputs: Inputs with values.
+
+    Raises:
+        NotGathered: An operator that mixes units could not be evaluated on the kept ones.
+        VerifyError: The model could not be run.
+    """
+    follower = Follower()
+    whole = run_wide(model, inputs, "the original", forward=follower.follow)
+    places = Places(follower, axes)
+
+    def forward(model: nn.Module, inputs: Inputs) -> Any:
+        with plain_kernels(), Gathering(follower.followed, places):
+            return call_model(model, inputs)
+
+    return whole, run_wide(model, inputs, "the gathered original", forward=forward)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator call of the original.
+
+    Args:
+        operator: The operator.
+        operands: The labelled dimensions of each tensor that went in.
+        results: The same of each that came out.
+        mixed: The dimensions that the operator computes across, and in which words.
+        sums: Whether it multiplies and sums over a dimension.
+    """
+
+    operator: Any
+    operands: tuple[tuple[Dim, ...], ...]
+    results: tuple[tuple[Dim, ...], ...]
+    mixed: tuple[tuple[Dim, str], ...]
+    sums: bool
+
+
+class Follower(Tracer):
+    """The tracer on tensors with data, which notes what each operator call mixes and sums over."""
+
+    def __init__(self) -> None:
+        super().__init__(find_rule, find_call_rule)
+        self.followed: list[Call] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.run(func, args, widened(kwargs))
+
+    def follow(self, model: nn.Module, inputs: Inputs) -> Any:
+        """Run the model on inputs with values; its outputs, which keep their lengths as in any trace."""
+        for name, tensor in tensors_of(model).items():
+            self._register(name, tensor)
+        with watched(self):
+            outputs = call_model(model, inputs)
+        self.lock_outputs(outputs)
+        return outputs
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The results of one operator, with data."""
+        return func(*args, **kwargs)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator and note its dimensions."""
+        operands = tuple(self.dims(tensor) for tensor in call_tensors(args, kwargs))
+        mixed, sums = len(self.mixed), len(self.contractions)
+        out = super().run(func, args, kwargs)
+        results = tuple(self.dims(tensor) for tensor in results_of(out))
+        new = tuple(self.mixed[mixed:])
+        self.followed.append(Call(func, operands, results, new, len(self.contractions) > sums))
+        return out
+
+
+class Places:
+    """Which indices of any dimension of the original's forward pass leave with the cut.
+
+    Args:
+        tracer: A finished trace.
+        axes: What each parameter dimension loses.
+
+    Raises:
+        NotGathered: The labels of a parameter dimension do not explain what it loses.
+    """
+
+    def __init__(self, tracer: Tracer, axes: Sequence[AxisCut]) -> None:
+        self._labels = tracer.labels
+        self._dims = {(place.parameter, place.dim): place.labels for place in tracer.parameter_dims}
+        self._lost = {key: np.zeros(dim.size, np.bool_) for key, dim in self._dims.items()}
+        for axis in axes:
+            self._lost[axis.parameter, axis.dim][list(axis.removed)] = True
+        factors = {key: self._labels.resolve(dim).factors for key, dim in self._dims.items()}
+        self._gone = np.zeros(len(self._labels), np.bool_)
+        for key, each in factors.items():
+            for factor in each:
+                self._gone[factor[self._lost[key]]] = True
+        for key, each in factors.items():  # a unit leaves where all of its places do
+            for factor in each:
+                self._gone[factor[~self._lost[key]]] = False
+        self._gone[LOCKED] = False
+        self._kept: dict[tuple[int, ...], Indices | None] = {}
+        for (parameter, dim), lost in self._lost.items():
+            if not np.array_equal(self._of(factors[parameter, dim], len(lost)), lost):
+                raise NotGathered(
+                    f"the forward pass does not explain what dimension {dim} of {parameter!r} loses",
+                    {(parameter, dim): np.flatnonzero(lost).tolist()},
+                )
+
+    def kept(self, dim: Dim) -> Indices | None:
+        """The indices of a dimension that stay; None where all do."""
+        key = (dim.size, *(id(factor) for factor in dim.factors))  # the trace keeps these arrays alive
+        if key not in self._kept:
+            lost = self._of(self._labels.resolve(dim).factors, dim.size)
+            self._kept[key] = np.flatnonzero(~lost) if lost.any() else None
+        return self._kept[key]
+
+    def homes(self, dims: Sequence[Dim]) -> dict[tuple[str, int], list[int]]:
+        """Where in the parameters the lost units of some dimensions live."""
+        here = np.zeros_like(self._gone)
+        for dim in dims:
+            for factor in self._labels.resolve(dim).factors:
+                here[factor] = self._gone[factor]
+        found = {}
+        for key, dim in self._dims.items():
+            places = np.zeros(dim.size, np.bool_)
+            for factor in self._labels.resolve(dim).factors:
+                places |= here[factor]
+            if places.any():
+                found[key] = np.flatnonzero(places).tolist()
+        return found
+
+    def _of(self, factors: Sequence[LabelArray], size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        lost = np.zeros(size, np.bool_)
+        for factor in factors:
+            lost |= self._gone[factor]
+        return lost
+
+
+class Gathering(WideMode):
+    """Runs the original at its full size, as if the lost places of every dimension were not there."""
+
+    def __init__(self, calls: Sequence[Call], places: Places) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._calls, self._places = iter(calls), places
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator: as it is, on the kept indices, or with zeros at the lost ones."""
+        call = next(self._calls, None)
+        if call is None or call.operator is not func:
+            raise NotGathered(f"the model takes another path the second time, at {func}", {})
+        if any(self._places.kept(dim) is not None for dim, _ in call.mixed):
+            return self._on_kept(call, args, kwargs)
+        if not call.sums:
+            return func(*args, **kwargs)
+        silent_args, silent_kwargs = self._exchange(call, args, kwargs, self._silence)
+        out = func(*silent_args, **silent_kwargs)
+        return args[0].copy_(out) if _writes_first(func) else out
+
+    def _on_kept(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator on the kept indices of its operands, its results spread out to the full size."""
+        few_args, few_kwargs = self._exchange(call, args, kwargs, self._gather)
+        restate = _SIZE_ARGUMENTS.get(call.operator.overloadpacket)
+        try:
+            if restate is not None:
+                few_args = restate(few_args, call, self._places)
+            out = call.operator(*few_args, **few_kwargs)
+            results = [
+                self._scatter(each, dims, is_first=place == 0)
+                for place, (each, dims) in enumerate(zip(results_of(out), call.results, strict=True))
+            ]
+        except Exception as error:
+            cut = [dim for dim, _ in call.mixed if self._places.kept(dim) is not None]
+            raise NotGathered(
+                f"{call.operator} ({call.mixed[0][1]}) cannot be evaluated on the kept indices: "
+                f"{type(error).__name__}: {str(error)[:120]}",
+                self._places.homes(cut),
+            ) from error
+        if _writes_first(call.operator):
+            return args[0].copy_(results[0])
+        whole = iter(results)
+        return tree_map_only(Tensor, lambda _: next(whole), out)
+
+    def _exchange(
+        self,
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        change: Callable[[Tensor, Sequence[Dim]], Tensor],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        dims = iter(call.operands)
+        exchanged: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
+            Tensor, lambda tensor: change(tensor, next(dims)), (args, kwargs)
+        )
+        return exchanged
+
+    def _gather(self, tensor: Tensor, dims: Sequence[Dim]) -> Tensor:
+        for axis, places in self._cut(tensor, dims):
+            tensor = tensor.index_select(axis, places)
+        return tensor
+
+    def _silence(self, tensor: Tensor, dims: Sequence[Dim]) -> Tensor:
+        for axis, places in self._cut(tensor, dims):
+            lost = torch.ones(tensor.shape[axis], dtype=torch.bool, device=tensor.device)
+            lost[places] = False
+            tensor = tensor.index_fill(axis, lost.nonzero()[:, 0], 0)
+        return tensor
+
+    def _scatter(self, tensor: Tensor, dims: Sequence[Dim], *, is_first: bool) -> Tensor:
+        wanted = [dim.size if (kept := self._places.kept(dim)) is None else len(kept) for dim in dims]
+        if list(tensor.shape) != wanted:
+            if is_first:
+                raise ValueError(f"it gives shape {tuple(tensor.shape)} instead of {tuple(wanted)}")
+            return tensor.new_zeros([dim.size for dim in dims])  # statistics that no one follows or reads
+        for axis, places in self._cut(tensor, dims):
+            shape = [*tensor.shape[:axis], dims[axis].size, *tensor.shape[axis + 1 :]]
+            tensor = tensor.new_zeros(shape).index_copy_(axis, places, tensor)
+        return tensor
+
+    def _cut(self, tensor: Tensor, dims: Sequence[Dim]) -> list[tuple[int, Tensor]]:
+        """The dimensions of a tensor that lose places, with those that stay."""
+        kept = [(axis, self._places.kept(dim)) for axis, dim in enumerate(dims)]
+        return [
+            (axis, torch.from_numpy(places).to(tensor.device)) for axis, places in kept if places is not None
+        ]
+
+
+def _writes_first(operator: Any) -> bool:
+    """Whether the operator works in place: what it returns is its first argument."""
+    returns = operator._schema.returns
+    return bool(returns and returns[0].alias_info is not None and returns[0].alias_info.is_write)
+
+
+# -- arguments that state a length ----------------------------------------------------------------
+
+Restate: TypeAlias = Callable[[tuple[Any, ...], Call, Places], tuple[Any, ...]]
+
+
+def _normalized_shape(args: tuple[Any, ...], call: Call, places: Places) -> tuple[Any, ...]:
+    return (args[0], list(args[0].shape[-len(args[1]) :]), *args[2:])
+
+
+def _group_norm_sizes(args: tuple[Any, ...], call: Call, places: Places) -> tuple[Any, ...]:
+    """``(x, weight, bias, N, C, HxW, groups, eps)``: whole groups leave, or the same places of each."""
+    x, (channel, groups) = args[0], (call.operands[0][1], args[6])
+    kept = places.kept(channel)
+    left = groups
+    if kept is not None:
+        counts = np.bincount(kept // (channel.size // groups))
+        left = int((counts > 0).sum())
+        if len(set(counts[counts > 0].tolist())) > 1:
+            raise ValueError(f"its groups keep {counts.tolist()} channels")
+    return (*args[:3], x.shape[0], x.shape[1], prod(x.shape[2:]), left, *args[7:])
+
+
+def _drawn_shape(args: tuple[Any, ...], call: Call, places: Places) -> tuple[Any, ...]:
+    sizes = [dim.size if (kept := places.kept(dim)) is None else len(kept) for dim in call.results[0]]
+    return (sizes, *args[1:])
+
+
+_SIZE_ARGUMENTS: dict[Any, Restate] = {
+    aten.native_layer_norm: _normalized_shape,
+    aten._fused_rms_norm: _normalized_shape,
+    aten.rms_norm: _normalized_shape,
+    aten.native_group_norm: _group_norm_sizes,
+    aten.rand: _drawn_shape,
+    aten.randn: _drawn_shape,
+}

@@ -1,0 +1,120 @@
+"""Running copies of a model in float64, all alike, so that two of them can be compared to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from secateurs.errors import VerifyError
+from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.running import Inputs, call_model, plain_kernels, tensors_in
+
+Forward: TypeAlias = Callable[[nn.Module, Inputs], Any]
+_WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+
+
+class WideMode(TorchDispatchMode):
+    """Where a model asks for a narrow float it gets float64, so that nothing but rounding is lost."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.run(func, args, widened(kwargs))
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out one operator; subclasses do it in their own way."""
+        return func(*args, **kwargs)
+
+
+def widened(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The keyword arguments of an operator call, with a wide dtype where a narrow one is asked for."""
+    wide = dict(kwargs or {})
+    if wide.get("dtype") in _WIDER:
+        wide["dtype"] = _WIDER[wide["dtype"]]
+    return wide
+
+
+def plainly(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model with every operator as it is."""
+    with plain_kernels(), WideMode():  # type: ignore[no-untyped-call]
+        return call_model(model, inputs)
+
+
+def run_wide(
+    model: nn.Module,
+    inputs: Inputs,
+    which: str,
+    *,
+    exchanged: Mapping[str, Tensor] | None = None,
+    forward: Forward = plainly,
+) -> list[Tensor]:
+    """The outputs of a copy of a model in float64 and evaluation mode, with the same random numbers always.
+
+    Args:
+        model: The model; it is left as it is.
+        inputs: Inputs with values; moved to the model's device.
+        which: What to call the model in an error.
+        exchanged: Other values for some of its tensors, by name.
+        forward: How the copy is called.
+
+    Raises:
+        VerifyError: The model could not be run.
+    """
+    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
+    duplicate = _double(model, exchanged or {})
+    wide: Any = tree_map_only(
+        Tensor,
+        lambda t: t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype, copy=True),
+        dict(inputs) if isinstance(inputs, Mapping) else inputs,
+    )
+    try:
+        with _same_numbers(), _default_dtype(torch.float64):
+            outputs = forward(duplicate, wide)
+    except VerifyError:
+        raise
+    except Exception as error:
+        raise VerifyError(f"{which} could not be run: {type(error).__name__}: {error}") from error
+    return tensors_in(outputs)
+
+
+def _double(model: nn.Module, exchanged: Mapping[str, Tensor]) -> nn.Module:
+    """A copy in evaluation mode and float64 for floating tensors, without hooks."""
+    tensors = {name: exchanged.get(name, tensor).detach() for name, tensor in tensors_of(model).items()}
+    wide = {
+        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }
+    duplicate = copy_model(model, wide)
+    for module in duplicate.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return duplicate.eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _same_numbers() -> Iterator[None]:
+    """The same random numbers in every run, and the state of the generators as before afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        yield
