@@ -103,4 +103,7 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if isinstance(value, nn.Module):
         return _copy_module(value, memo)
-    return copy.deepcopy(value, memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError:  # what Python cannot copy, such as an operator or a lock, is shared
+        return value

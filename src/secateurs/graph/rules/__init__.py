@@ -1,17 +1,37 @@
 """One small rule an operator: how the labels of its arguments become the labels of its results."""
 
-from secateurs.graph.rules import contraction, indexing, normalization, pointwise, reduction, spatial, views
+from secateurs.graph.rules import (
+    contraction,
+    detection,
+    indexing,
+    lookup,
+    matrices,
+    normalization,
+    ordering,
+    pointwise,
+    reduction,
+    spatial,
+    spectral,
+    views,
+    windows,
+)
 from secateurs.graph.rules.registry import find_call_rule, find_rule, rule
 
 __all__ = [
     "contraction",
+    "detection",
     "find_call_rule",
     "find_rule",
     "indexing",
+    "lookup",
+    "matrices",
     "normalization",
+    "ordering",
     "pointwise",
     "reduction",
     "rule",
     "spatial",
+    "spectral",
     "views",
+    "windows",
 ]

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateurs.graph.labels import Dim
-from secateurs.graph.rules.registry import aten, call_rule, rule
+from secateurs.graph.rules.common import broadcast, fixed, lock_all
+from secateurs.graph.rules.registry import Arguments, aten, call_rule, rule
+from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
 
@@ -24,7 +26,7 @@ def convolution(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: T
     transposed, groups = bool(args[6]), int(args[8])
     x_dims, w_dims = t.dims(x), t.dims(weight)
     first = x.dim() - (weight.dim() - 1)  # position of the channel: 1, or 0 without a batch
-    _lock_all(t, (*x_dims[first + 1 :], *w_dims[2:]), "a convolution slides along it")
+    lock_all(t, (*x_dims[first + 1 :], *w_dims[2:]), "a convolution slides along it")
     x_in = x_dims[first]
     if transposed:  # weight: (C_in, C_out / groups, *kernel)
         group_in, x_each = _halves(t, x_in, groups)
@@ -64,9 +66,10 @@ def _halves(t: Tracer, dim: Dim, groups: int) -> tuple[Dim, Dim]:
     return group, each
 
 
-def _lock_all(t: Tracer, dims: tuple[Dim, ...], reason: str) -> None:
-    for dim in dims:
-        t.lock(dim, reason)
+def _mix_weights(t: Tracer, a: Tensor, b: Tensor, dim: Dim) -> None:
+    """A weight that is computed by a product of weights, as a spectral norm is, depends on all of it."""
+    if t.is_weight(a) and t.is_weight(b):
+        t.mix(dim, "a product of weights")
 
 
 @rule(aten.mm, aten.bmm)
@@ -82,6 +85,7 @@ def matrix_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
         t.name_kind(a_dims[-1], "head_dim")
         for dim in batch:
             t.name_kind(dim, "head")
+    _mix_weights(t, a, b, a_dims[-1])
     t.contract([(a, a_dims[-1]), (b, b_dims[-2])], [*batch, a_dims[-2], b_dims[-1]])
     t.set(out, [*batch, a_dims[-2], b_dims[-1]])
 
@@ -89,8 +93,8 @@ def matrix_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
 @rule(aten.addmm, aten.baddbmm)
 def add_matrix_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """``bias + a @ b``."""
-    matrix_product(t, args[1:], kwargs, out)
-    _unify_trailing(t, args[0], out)
+    matrix_product(t, args[1:3], kwargs, out)
+    broadcast(t, [t.dims(out), t.dims(args[0])], out.shape)
 
 
 @rule(aten.linear)
@@ -102,7 +106,7 @@ def linear(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     t.contract([(x, x_dims[-1]), (weight, w_dims[1])], [*x_dims[:-1], w_dims[0]])
     t.set(out, [*x_dims[:-1], w_dims[0]])
     if len(args) > 2 and args[2] is not None:
-        _unify_trailing(t, args[2], out)
+        broadcast(t, [t.dims(out), t.dims(args[2])], out.shape)
 
 
 @rule(aten.mv, aten.dot)
@@ -110,15 +114,9 @@ def vector_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
     """A product with a vector."""
     a, b = args[0], args[1]
     t.unify(t.dims(a)[-1], t.dims(b)[0])
+    _mix_weights(t, a, b, t.dims(b)[0])
     t.contract([(a, t.dims(a)[-1]), (b, t.dims(b)[0])], t.dims(a)[:-1])
     t.set(out, t.dims(a)[:-1])
-
-
-def _unify_trailing(t: Tracer, bias: Tensor, out: Tensor) -> None:
-    out_dims = t.dims(out)
-    for place, dim in enumerate(reversed(t.dims(bias)), start=1):
-        if dim.size == out_dims[-place].size:
-            t.unify(dim, out_dims[-place])
 
 
 @call_rule(functional.scaled_dot_product_attention)
@@ -138,20 +136,38 @@ def attention_scale(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     aten._scaled_dot_product_attention_math,
     aten.scaled_dot_product_attention,
 )
-def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+def attention(t: Tracer, args: Arguments, kwargs: dict[str, Any], out: Any) -> None:
     """``softmax(q k^T) v``, where the operator arrives whole."""
     query, key, value = args[:3]
-    q, k, v = t.dims(query), t.dims(key), t.dims(value)
-    for left, middle, right in zip(q[:-2], k[:-2], v[:-2], strict=True):
-        t.unify(left, middle)
-        t.unify(middle, right)
+    q, k, v = list(t.dims(query)), t.dims(key), t.dims(value)
+    for place in range(-3, -len(q) - 1, -1):
+        t.unify(k[place], v[place])
+        q[place] = _shared_heads(t, q[place], k[place])
     t.unify(q[-1], k[-1])
     t.unify(k[-2], v[-2])
-    for dim in (q[-2], k[-2]):
-        t.lock(dim, "attention computes a softmax along it")
+    lock_all(t, (q[-2], k[-2]), "attention computes a softmax along it")
+    mask = next(
+        (m for m in (args.get("attn_mask"), args.get("attn_bias"), kwargs.get("attn_mask")) if m is not None),
+        None,
+    )
+    if mask is not None:
+        broadcast(t, [[*q[:-1], k[-2]], t.dims(mask)], [*(dim.size for dim in q[:-1]), k[-2].size])
     t.contract([(query, q[-1]), (key, k[-1])], [*q[:-1], k[-2]])
     t.contract([(value, v[-2])], [*q[:-1], v[-1]])
-    results = [out] if isinstance(out, Tensor) else [r for r in out if isinstance(r, Tensor)]
-    t.set(results[0], [*q[:-1], v[-1]])
-    for extra in results[1:]:
-        t.set(extra, [Dim(int(size)) for size in extra.shape])
+    first, *extras = results_of(out)
+    t.set(first, [*q[:-1], v[-1]])
+    for extra in extras:
+        follows = extra.dim() == len(q) - 1
+        t.set(
+            extra, [a if follows and a.size == b.size else b for a, b in zip(q, fixed(extra), strict=False)]
+        )
+
+
+def _shared_heads(t: Tracer, queries: Dim, keys: Dim) -> Dim:
+    """Heads of queries and keys: one to one, one for all, or several queries' heads to a key's head."""
+    if queries.size == keys.size:
+        t.unify(queries, keys)
+    elif keys.size > 1 and queries.size % keys.size == 0:
+        shared, _ = t.labels.split(queries, [keys.size, queries.size // keys.size])
+        t.unify(shared, keys)
+    return queries

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from secateurs.graph.integers import negative
 from secateurs.graph.labels import Dim
-from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.rules.common import place_of
+from secateurs.graph.rules.registry import Arguments, aten, rule
 from secateurs.graph.tracing import Tracer
 
 
@@ -154,45 +155,18 @@ def unbind(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequen
         t.set(piece, [dim for axis, dim in enumerate(t.dims(x)) if axis != place])
 
 
-@rule(aten.index, aten._unsafe_index)
-def index(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Picking with index tensors: indexed dimensions keep their size, the others pass through."""
-    x, indices = args[0], args[1]
-    dims = t.dims(x)
-    picked = [place for place, chosen in enumerate(indices) if chosen is not None]
-    for place in picked:
-        t.lock(dims[place], "it is indexed by a tensor")
-    rest = [dim for place, dim in enumerate(dims) if place not in picked]
-    adjacent = picked == list(range(picked[0], picked[-1] + 1))
-    lead = picked[0] if adjacent else 0
-    new = out.dim() - len(rest)
-    made = [Dim(int(size)) for size in out.shape[lead : lead + new]]
-    t.set(out, [*rest[:lead], *made, *rest[lead:]])
+rule(aten.unsafe_split_with_sizes)(split)
 
 
-@rule(aten.index_select)
-def index_select(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Picking some indices of one dimension."""
-    x, place = args[0], args[1] % args[0].dim()
-    t.lock(t.dims(x)[place], "it is indexed by a tensor")
-    t.set(out, [Dim(int(out.shape[place])) if axis == place else d for axis, d in enumerate(t.dims(x))])
-
-
-@rule(aten.gather, aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_, aten.scatter_reduce)
-def gather(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Picking along one dimension at places that a tensor holds."""
-    for tensor in [a for a in args if isinstance(a, Tensor)]:
-        for dim in t.dims(tensor):
-            t.lock(dim, "it is gathered or scattered at computed places")
-    t.set(out, [Dim(int(size)) for size in out.shape])
-
-
-@rule(aten.embedding)
-def embedding(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Rows of a table: the rows stay, the columns are the units."""
-    weight, indices = args[0], args[1]
-    rows, columns = t.dims(weight)
-    t.lock(rows, "it is looked up by index")
-    t.add_role([columns], "producer")
-    t.name_kind(columns, "embedding")
-    t.set(out, [*t.dims(indices), columns])
+@rule(aten.select_scatter, aten.slice_scatter)
+def slice_scatter(t: Tracer, args: Arguments, kwargs: dict[str, Any], out: Tensor) -> None:
+    """A part of a tensor exchanged: the dimension that the part is taken from keeps its size."""
+    x, part = args[0], args[1]
+    place = place_of(args.get("dim", 0), x)
+    t.lock(t.dims(x)[place], "a part of it is exchanged")
+    given = list(t.dims(part))
+    if part.dim() == x.dim():
+        t.lock(given.pop(place), "a part of it is exchanged")
+    for a, b in zip([d for axis, d in enumerate(t.dims(x)) if axis != place], given, strict=True):
+        t.unify(a, b)
+    t.set(out, t.dims(x))

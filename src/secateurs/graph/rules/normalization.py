@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from secateurs.graph.integers import Traced
 from secateurs.graph.labels import Dim
-from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.rules.common import fixed
+from secateurs.graph.rules.registry import aten, call_rule, rule
+from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
 
@@ -16,6 +21,8 @@ from secateurs.graph.tracing import Tracer
     aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_no_training,
     aten._batch_norm_with_update,
+    aten._batch_norm_with_update_functional,
+    aten._native_batch_norm_legit_functional,
     aten._batch_norm_no_update,
     aten.cudnn_batch_norm,
     aten.miopen_batch_norm,
@@ -61,6 +68,16 @@ def layer_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     _set_with_statistics(t, x, out)
 
 
+@call_rule(torch.rms_norm)
+def rms_norm_shape(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The stated shape is compared with the weight's before any operator runs."""
+    named = {**dict(zip(("input", "normalized_shape"), args, strict=False)), **kwargs}
+    shape = list(named["normalized_shape"])
+    for value, dim in zip(shape, t.dims(named["input"])[-len(shape) :], strict=True):
+        if type(value) is Traced and dim.factors:
+            t.state(value.expression, dim)
+
+
 @rule(aten.native_group_norm)
 def group_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Across the channels of a group: each group loses the same places, or whole groups go."""
@@ -85,8 +102,6 @@ def group_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     aten._safe_softmax,
     aten.softmax,
     aten.log_softmax,
-    aten.cumsum,
-    aten.logcumsumexp,
 )
 def softmax(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Across one dimension."""
@@ -94,8 +109,33 @@ def softmax(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tenso
     t.set(out, t.dims(args[0]))
 
 
+@rule(aten._weight_norm_interface)
+def weight_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequence[Tensor]) -> None:
+    """A weight as direction and length: the length is one along all dimensions but one."""
+    direction, length, place = args[:3]
+    dims = t.dims(direction)
+    place %= len(dims)
+    t.unify(dims[place], t.dims(length)[place])
+    for axis, dim in enumerate(dims):
+        if axis != place:
+            t.mix(dim, "the norm of a weight")
+    t.set(out[0], dims)
+    t.set(out[1], t.dims(length))
+
+
+@rule(aten.renorm)
+def renorm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Slices along one dimension scaled to a largest norm, which all other dimensions share."""
+    dims = t.dims(args[0])
+    for axis, dim in enumerate(dims):
+        if axis != args[2] % len(dims):
+            t.mix(dim, "a norm")
+    t.set(out, dims)
+
+
 def _set_with_statistics(t: Tracer, x: Tensor, out: Any) -> None:
-    results = [out] if isinstance(out, Tensor) else [r for r in out if isinstance(r, Tensor)]
-    t.set(results[0], t.dims(x))
-    for statistic in results[1:]:
-        t.set(statistic, [Dim(int(size)) for size in statistic.shape])
+    first, *statistics = results_of(out)
+    t.set(first, t.dims(x))
+    for statistic in statistics:  # one a row of what is normalised
+        same = zip(t.dims(x), fixed(statistic), strict=False)
+        t.set(statistic, [a if a.size == b.size else b for a, b in same])

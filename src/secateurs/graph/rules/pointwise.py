@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
-from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.rules.common import place_of
+from secateurs.graph.rules.registry import Arguments, aten, rule
 from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Tracer
 
@@ -58,6 +59,40 @@ from secateurs.graph.tracing import Tracer
     aten.rrelu_with_noise,
     aten.glu_jvp,
     aten.fake_quantize_per_tensor_affine_cachemask,
+    aten._conj,
+    aten._neg_view,
+    aten.complex,
+    aten.polar,
+    aten.copysign,
+    aten.floor_divide,
+    aten.rsub,
+    aten.fill,
+    aten.zero,
+    aten.lift,
+    aten.random,
+    aten.normal,
+    aten.normal_functional,
+    aten.uniform,
+    aten.exponential,
+    aten.cauchy,
+    aten.geometric,
+    aten.log_normal,
+    aten.poisson,
+    aten.binomial,
+    aten._standard_gamma,
+    aten._add_relu,
+    aten._masked_scale,
+    aten.rrelu_with_noise_functional,
+    aten._pin_memory,
+    aten.eq,
+    aten.ge,
+    aten.gt,
+    aten.le,
+    aten.lt,
+    aten.ne,
+    aten.gelu,
+    aten.mish,
+    aten.abs,
 )
 def pointwise(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Dimensions that meet are one; a dimension of length 1 that is spread out says nothing."""
@@ -84,6 +119,17 @@ def _sources(t: Tracer, operands: Sequence[Tensor], place: int, size: int) -> fr
     return frozenset().union(*(dim.sources for dim in dims))
 
 
+@rule(aten.glu)
+def glu(t: Tracer, args: Arguments, kwargs: dict[str, Any], out: Tensor) -> None:
+    """One half of a dimension gated by the other: both lose the same places."""
+    dims = list(t.dims(args[0]))
+    place = place_of(args[1], args[0])
+    halves, within = t.labels.split(dims[place], [2, dims[place].size // 2])
+    t.lock(halves, "it is split into equal pieces")
+    dims[place] = within
+    t.set(out, dims)
+
+
 @rule(
     aten.empty,
     aten.zeros,
@@ -97,6 +143,7 @@ def _sources(t: Tracer, operands: Sequence[Tensor], place: int, size: int) -> fr
     aten.new_empty,
     aten.new_empty_strided,
     aten.empty_strided,
+    aten.empty_permuted,
 )
 def constant(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A new tensor with the same value everywhere: its dimensions are free until they meet others."""
@@ -106,7 +153,15 @@ def constant(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tens
         t.size_argument(dim.size, dim, position=place, of=len(dims))
 
 
-@rule(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
+@rule(
+    aten.empty_like,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.randint_like,
+)
 def like(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A new tensor shaped like another."""
     t.set(out, t.dims(args[0]))
@@ -121,6 +176,15 @@ def like(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) 
     aten.randint,
     aten.tril_indices,
     aten.triu_indices,
+    aten.logspace,
+    aten.range,
+    aten.hann_window,
+    aten.hamming_window,
+    aten.bartlett_window,
+    aten.blackman_window,
+    aten.kaiser_window,
+    aten.fft_fftfreq,
+    aten.fft_rfftfreq,
 )
 def values(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A tensor whose values depend on their place keeps its size."""

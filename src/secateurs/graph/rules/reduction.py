@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
-from secateurs.graph.rules.registry import aten, rule
+from secateurs.graph.rules.common import broadcast, fixed
+from secateurs.graph.rules.registry import Arguments, aten, rule
+from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
 
@@ -29,54 +31,49 @@ from secateurs.graph.tracing import Tracer
     aten.all,
     aten.max,
     aten.min,
-    aten.argmax,
-    aten.argmin,
     aten.nansum,
+    aten.count_nonzero,
+    aten.aminmax,
+    aten._aminmax,
+    aten._is_all_true,
+    aten._is_any_true,
 )
-def reduce(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+def reduce(t: Tracer, args: Arguments, kwargs: dict[str, Any], out: Any) -> None:
     """The dimensions that are reduced vanish (or become 1); the others stay."""
     x = args[0]
-    results = [out] if isinstance(out, Tensor) else [r for r in out if isinstance(r, Tensor)]
-    if len(args) > 1 and isinstance(args[1], Tensor):  # max(a, b) is pointwise
-        for a, b in zip(reversed(t.dims(x)), reversed(t.dims(args[1])), strict=False):
-            if a.size == b.size:
-                t.unify(a, b)
-    gone = _reduced(args, kwargs, x, results[0])
-    dims = t.dims(x)
+    results = results_of(out)
+    gone = _reduced(args, kwargs, x)
+    other = args.get("other")
+    dims = t.dims(x) if other is None else broadcast(t, [t.dims(x), t.dims(other)], out.shape)
     for place in gone:
         t.mix(dims[place], "a reduction")
     for result in results:
-        if result.dim() == x.dim():
+        if result.dim() == len(dims):
             t.set(result, [Dim(1) if place in gone else dim for place, dim in enumerate(dims)])
         else:
             t.set(result, [dim for place, dim in enumerate(dims) if place not in gone])
 
 
-def _reduced(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, result: Tensor) -> set[int]:
-    if len(args) > 1 and isinstance(args[1], Tensor):
+def _reduced(args: Arguments, kwargs: dict[str, Any], x: Tensor) -> set[int]:
+    if args.get("other") is not None or x.dim() == 0:  # max(a, b) is pointwise
         return set()
-    named = kwargs.get("dim")
-    lists = [a for a in args[1:3] if isinstance(a, (list, tuple))]
-    single = [a for a in args[1:2] if isinstance(a, int) and not isinstance(a, bool)]
-    if named is None:
-        named = lists[0] if lists else (single[0] if single else None)
+    named = args.get("dim", args.get("dims", kwargs.get("dim")))
     if named is None or (isinstance(named, Sequence) and not named):
         return set(range(x.dim()))
-    places = [named] if isinstance(named, int) else list(named)
-    return {place % max(x.dim(), 1) for place in places}
+    return {place % x.dim() for place in ([named] if isinstance(named, int) else named)}
 
 
-@rule(aten.topk, aten.sort, aten.argsort, aten.kthvalue)
-def order(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Picking by value along a dimension: that dimension keeps its size."""
-    x = args[0]
-    dim = next((a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)), -1)
-    if args and len(args) > 2 and isinstance(args[2], int) and not isinstance(args[2], bool):
-        dim = args[2]
-    place = dim % max(x.dim(), 1)
-    t.lock(t.dims(x)[place], "it is ordered by value")
-    for result in [out] if isinstance(out, Tensor) else out:
-        if result.dim() == x.dim():
-            t.set(result, [Dim(int(result.shape[i])) if i == place else d for i, d in enumerate(t.dims(x))])
-        else:
-            t.set(result, [d for i, d in enumerate(t.dims(x)) if i != place])
+@rule(aten.dist, aten._pdist_forward)
+def distance(t: Tracer, args: Arguments, kwargs: dict[str, Any], out: Tensor) -> None:
+    """Distances between all that is given."""
+    operands = [tensor for tensor in args[:2] if isinstance(tensor, Tensor)]
+    if len(operands) == 2:
+        broadcast(t, [t.dims(tensor) for tensor in operands], operands[0].shape)
+        for dim in t.dims(operands[0]):
+            t.mix(dim, "a distance")
+        t.set(out, fixed(out))
+        return
+    rows, columns = t.dims(args[0])
+    t.lock(rows, "its pairs are listed")
+    t.mix(columns, "a distance")
+    t.set(out, fixed(out))

@@ -25,11 +25,12 @@ _SPATIAL_DIMS = {
         "adaptive_max_pool2d", "fractional_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
         "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "reflection_pad2d",
         "replication_pad2d", "_upsample_nearest_exact2d", "max_unpool2d",
+        "_upsample_lanczos2d_aa",
     ),
     3: _packets(
         "max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "adaptive_avg_pool3d",
         "adaptive_max_pool3d", "upsample_nearest3d", "upsample_trilinear3d", "reflection_pad3d",
-        "replication_pad3d", "_upsample_nearest_exact3d",
+        "replication_pad3d", "_upsample_nearest_exact3d", "max_unpool3d", "fractional_max_pool3d",
     ),
 }  # fmt: skip
 
@@ -39,6 +40,10 @@ def _spatial(count: int) -> Any:
         dims = t.dims(args[0])
         for dim in dims[-count:]:
             t.lock(dim, "a window slides along it")
+        for beside in args[1:]:  # the places that an unpooling puts back, the samples of a random pooling
+            if isinstance(beside, Tensor):
+                for a, b in zip(dims[:-count], t.dims(beside), strict=False):
+                    t.unify(a, b)
         for result in [out] if isinstance(out, Tensor) else out:
             t.set(result, [*dims[:-count], *(Dim(int(size)) for size in result.shape[-count:])])
 
@@ -74,7 +79,17 @@ def grid_sample(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: T
     x, grid = args[0], args[1]
     for dim in (*t.dims(x)[2:], *t.dims(grid)[1:]):
         t.lock(dim, "it is sampled at computed places")
+    t.unify(t.dims(x)[0], t.dims(grid)[0])
     t.set(out, [*t.dims(x)[:2], *(Dim(int(size)) for size in out.shape[2:])])
+
+
+@rule(aten.affine_grid_generator)
+def affine_grid(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Places on a grid, from one small matrix a sample."""
+    batch, *matrix = t.dims(args[0])
+    for dim in matrix:
+        t.lock(dim, "it is a matrix of coordinates")
+    t.set(out, [batch, *(Dim(int(size)) for size in out.shape[1:])])
 
 
 @rule(aten.pixel_shuffle)

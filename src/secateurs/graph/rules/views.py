@@ -144,41 +144,21 @@ def repeat(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     t.set(out, result)
 
 
-@rule(aten.flip, aten.roll)
-def same_place_shuffle(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Indices of some dimensions change places."""
+@rule(aten.flip)
+def flip(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Some dimensions the other way round, their labels too."""
     dims = list(t.dims(args[0]))
-    listed = args[1] if len(args) == 2 and not kwargs else (args[2] if len(args) > 2 else args[1])
-    for place in listed if isinstance(listed, (list, tuple)) else [listed]:
-        t.lock(dims[place], "its indices change places")
+    for place in args[1]:
+        dims[place] = t.labels.take(dims[place], slice(None, None, -1))
     t.set(out, dims)
 
 
-@rule(aten.as_strided_, aten.as_strided, aten.resize_)
-def strided(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """A change of memory layout; a change of shape locks everything."""
-    dims = t.dims(args[0])
-    if [dim.size for dim in dims] == [int(size) for size in out.shape]:
-        t.set(out, dims)
-        return
-    for dim in dims:
-        t.lock(dim, "as_strided reads its memory directly")
-    t.set(out, [Dim(int(size)) for size in out.shape])
-
-
-@rule(aten.view_as_real, aten.view_as_complex, aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)
-def complex_numbers(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Real and imaginary parts, and Fourier transforms: transformed dimensions keep their size."""
-    dims = t.dims(args[0])
-    moved = (
-        {place % len(dims) for place in args[1]}
-        if len(args) > 1 and isinstance(args[1], (list, tuple))
-        else set()
+@rule(aten.roll, aten.rot90)
+def roll(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Indices move by a number of places, which is another move once some are gone: they stay."""
+    dims = list(t.dims(args[0]))
+    for place in args[2] or range(len(dims)):  # without dimensions the whole tensor is rolled, laid out flat
+        t.lock(dims[place], "its indices change places")
+    t.set(
+        out, [dim if dim.size == size else Dim(int(size)) for dim, size in zip(dims, out.shape, strict=True)]
     )
-    if out.dim() != len(dims):
-        moved = {len(dims) - 1} if out.dim() < len(dims) else set()
-    for place in moved:
-        t.lock(dims[place], "it is transformed as a whole")
-    kept = [Dim(d.size) if place in moved else d for place, d in enumerate(dims)]
-    result = kept[: out.dim()] + [Dim(int(size)) for size in out.shape[len(kept) :]]
-    t.set(out, [d if d.size == s else Dim(int(s)) for d, s in zip(result, out.shape, strict=True)])
