@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from secateurs.graph.integers import Traced
 from secateurs.graph.labels import Dim
@@ -68,6 +69,7 @@ def layer_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     _set_with_statistics(t, x, out)
 
 
+@call_rule(functional.rms_norm)
 @call_rule(torch.rms_norm)
 def rms_norm_shape(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The stated shape is compared with the weight's before any operator runs."""
