@@ -12,6 +12,7 @@ import argparse
 import fnmatch
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit-gb", type=float, default=8)
     parser.add_argument("--only", metavar="PATTERN", help="names that match this glob")
     parser.add_argument("--skip-done", action="store_true", help="leave out what the file has a line for")
+    parser.add_argument("--up-to", type=int, choices=[3, 4, 5], default=5, help="the last level asked")
     parser.add_argument(
         "--torch-pruning",
         nargs="?",
@@ -69,6 +71,7 @@ def main() -> None:
     if args.table or args.causes:
         print(markdown(read(args.table)) if args.table else causes(read(args.causes)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes under way are ended, too
     torch.set_num_threads(1)  # and so no thread pool that a fork would lose
     try:
         cases = {(name, model): case for name in args.lists for model, case in cases_of(name).items()}
@@ -90,7 +93,9 @@ def _work(
             if tool in done.get((name, model), {}):
                 continue
             if tool == "secateurs":
-                check = partial(levels.check, case, extras=args.state_dict, export=args.export)
+                check = partial(
+                    levels.check, case, up_to=args.up_to, extras=args.state_dict, export=args.export
+                )
                 seconds = args.limit_seconds
             else:
                 from benchmarks.zoo import rival

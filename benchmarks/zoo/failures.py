@@ -14,7 +14,11 @@ from secateurs.graph import Graph
 
 _HOME = str(Path(secateurs.__file__).parent)
 _NOT_MODELS = (_HOME, str(Path(__file__).parent), str(Path(torch.__file__).parent), "torch_pruning")
-_EXPECTED = ("it is an output of the model", "it is an input of the model")
+_EXPECTED = (  # of any model: what it takes and gives, and the pixels of its kernels
+    "it is an output of the model",
+    "it is an input of the model",
+    "a convolution slides along it",
+)
 _SHOWN = 3
 
 
@@ -45,8 +49,8 @@ def _place(frame: traceback.FrameSummary) -> str:
 def lock_summary(graph: Graph) -> dict[str, Any]:
     """How many parameter dimensions are locked, and the reasons that hold the most parameters.
 
-    The weight of a reason is the number of parameters in the tensors that it locks a dimension of. That an
-    output keeps its length is not counted among the reasons.
+    The weight of a reason is the number of parameters in the tensors that it locks a dimension of. That
+    outputs and the pixels of kernels keep their length is not counted among the reasons.
     """
     counts: dict[tuple[str, str], int] = defaultdict(int)
     weights: dict[tuple[str, str], int] = defaultdict(int)

@@ -72,12 +72,15 @@ class Record:
         return self.facts
 
 
-def check(case: Case, tell: Tell, *, extras: bool = False, export: bool = False) -> dict[str, Any]:
+def check(
+    case: Case, tell: Tell, *, up_to: int = 5, extras: bool = False, export: bool = False
+) -> dict[str, Any]:
     """Cut a model to half its width with Secateurs and see how far it gets.
 
     Args:
         case: Builds the model.
         tell: Receives the facts at each stage.
+        up_to: The last level that is asked; the first three take a fraction of the time.
         extras: Whether to load the state into a fresh model that was cut by the same plan, too.
         export: Whether to export the result, too; slow.
 
@@ -87,23 +90,26 @@ def check(case: Case, tell: Tell, *, extras: bool = False, export: bool = False)
     record = Record(tell)
     with record.stage("build"):
         example = build(case)
-        call(example.model, example.inputs)
+        outputs = call(example.model, example.inputs)
     if not record.went_well("build"):
         return record.done()
-    before = size(record, example)
+    before = size(record, example, outputs, "before")
     made = _cut(record, example)
     record.level(1, made is not None)
     if made is None:
         return record.done()
     plan, small = made
     after = after_cut(record, example, small, before)
+    if up_to < 4:
+        return record.done()
     with record.stage("deepcopy"):
         call(copy.deepcopy(small), example.inputs)
     if extras:
         _reload(record, case, example, plan, small)
     if export:
         _export(record, example, small)
-    _verify(record, example, small, plan)
+    if up_to >= 5:  # before training, which changes the weights
+        _verify(record, example, small, plan)
     trains(record, small, after, gradients(record, example, example.model))
     return record.done()
 
@@ -116,12 +122,11 @@ def build(case: Case) -> Example:
     return example
 
 
-def size(record: Record, example: Example, when: str = "before") -> dict[str, Any]:
+def size(record: Record, example: Example, outputs: Any, when: str) -> dict[str, Any]:
     """Parameters, multiply-accumulates (None where these cannot be counted) and output shapes."""
     found: dict[str, Any] = {"params": parameters(example.model), "macs": None}
-    record.facts[when] = found
-    outputs = call(example.model, example.inputs)
     found["shapes"] = output_shapes(outputs, varying=example.varying)
+    record.facts[when] = found
     with record.stage(f"measure {when}"):
         found["macs"] = macs(example.model, example.inputs)
     return found
@@ -165,7 +170,7 @@ def after_cut(record: Record, example: Example, small: nn.Module, before: dict[s
         varying=example.varying,
     )
     with record.stage("forward"):
-        after = size(record, cut, "after")
+        after = size(record, cut, call(small, example.inputs), "after")
         record.level(2, after["shapes"] == before["shapes"])
         counted = {
             name: after[name] / before[name] for name in ("params", "macs") if before[name] and after[name]

@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from benchmarks.zoo.example import Case, tensors_in
-from benchmarks.zoo.levels import Record, after_cut, build, gradients, size, trains
+from benchmarks.zoo.levels import Record, after_cut, build, call, gradients, size, trains
 
 _JOINED = ("qkv", "qkv_proj")
 _SEPARATE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
@@ -36,7 +36,7 @@ def check(case: Case, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     record = Record(tell)
     with record.stage("build"):
         example = build(case)
-        before = size(record, example)
+        before = size(record, example, call(example.model, example.inputs), "before")
         wanted = gradients(record, example, example.model)
         example = build(case)  # it cuts in place, and the step above moved the statistics
     if not record.went_well("build"):

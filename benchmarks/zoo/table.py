@@ -6,6 +6,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.zoo.records import Records
@@ -141,7 +142,7 @@ def _row(model: str, facts: Facts) -> list[str]:
         _number(seconds(facts), "{:.2f}"),
         _number(facts.get("seconds", {}).get("verify"), "{:.1f}"),
         str(facts.get("groups", "")),
-        "; ".join(dict.fromkeys(why for _, why in complaints(facts))).replace("|", "/")[:160],
+        "; ".join(dict.fromkeys(map(str, complaints(facts)))).replace("|", "/")[:160],
     ]
 
 
@@ -159,29 +160,43 @@ def _grid(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def complaints(facts: Facts) -> list[tuple[str, str]]:
-    """What went wrong, as (level, cause): exceptions, and the locks behind a cut that saves little."""
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One thing that went wrong: the level that it cost, what it was, and the line of source."""
+
+    level: str
+    what: str
+    where: str
+
+    @property
+    def general(self) -> str:
+        """What it was without the numbers and names of one model, so that like causes meet."""
+        text = re.sub(r"\[\[?[\d, ]+\]?\]|\d[\d.,]*", "N", self.what)
+        text = re.sub(r"'[^']*'", "'...'", text)
+        text = re.sub(r"( after the cut)+$", " after the cut", text)
+        return re.sub(r"^(trace: \w+ )\w+ could", r"\1X could", text)[:260]
+
+    def __str__(self) -> str:
+        return f"{self.what} [{self.where}]" if self.where else self.what
+
+
+def complaints(facts: Facts) -> list[Complaint]:
+    """What went wrong with a model: exceptions, and the locks behind a cut that saves little."""
     found = []
     for stage, error in facts.get("errors", {}).items():
-        place = error.get("secateurs_line") or error.get("line") or ""
-        kind = error.get("type", "")
+        lines = (error.get("model_line"), error.get("secateurs_line"))
+        place = " from ".join(line for line in lines if line) or error.get("line") or ""
         text = error["message"].splitlines()[0] if error["message"] else ""
-        level = _STAGES.get(stage, stage)
-        found.append(
-            (
-                level,
-                " ".join(part for part in (f"{stage}:", kind, text, f"[{place}]" if place else "") if part),
-            )
-        )
+        what = " ".join(part for part in (f"{stage}:", error.get("type", ""), text) if part)
+        found.append(Complaint(_STAGES.get(stage, stage), what, place))
     reached = facts.get("levels", {})
     if reached.get("2") is False and "forward" not in facts.get("errors", {}):
-        found.append(("2", f"shapes {facts['after']['shapes']} instead of {facts['before']['shapes']}"))
+        shapes = f"shapes {facts['after']['shapes']} instead of {facts['before']['shapes']}"
+        found.append(Complaint("2", shapes, ""))
     if reached.get("3") is False and facts.get("remain"):
-        found += [
-            ("3", f"locked: {each['reason']} [{each['source']}]")
-            for each in facts.get("locked", {}).get("reasons", [])
-        ]
-        found += [("3", f"no rule for {name} [{where}]") for name, where in facts.get("unknown", {}).items()]
+        reasons = facts.get("locked", {}).get("reasons", [])
+        found += [Complaint("3", f"locked: {each['reason']}", each["source"]) for each in reasons]
+        found += [Complaint("3", f"no rule for {name}", at) for name, at in facts.get("unknown", {}).items()]
     return found
 
 
@@ -192,16 +207,24 @@ def causes(records: Records, tool: str = "secateurs") -> str:
         having = {model: facts[tool] for model, facts in models.items() if tool in facts}
         parts += [_totals(name, models), _unfinished(having)]
         for level in (*_LEVELS, *_OTHERS):
-            grouped: dict[str, list[str]] = defaultdict(list)
+            grouped: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
             for model, facts in having.items():
-                for number, why in complaints(facts):
-                    if number == level:
-                        grouped[_general(why)].append(model)
+                for each in complaints(facts):
+                    if each.level == level:
+                        grouped[each.general][each.where].add(model)
             if grouped:
-                ranked = sorted(grouped.items(), key=lambda item: -len(item[1]))
-                lines = [f"- **{len(who)}** {why}: {_names(who)}" for why, who in ranked]
-                parts.append(f"### level {level} ({_LEVELS.get(level, level)})\n\n" + "\n".join(lines))
+                parts.append(f"### level {level} ({_LEVELS.get(level, 'beside the levels')})")
+                parts.append("\n".join(_ranked(grouped)))
     return "\n\n".join(parts)
+
+
+def _ranked(grouped: Mapping[str, Mapping[str, set[str]]]) -> Iterable[str]:
+    """A line for each cause, the one of most models first, and below it its lines of source."""
+    models = {what: set().union(*places.values()) for what, places in grouped.items()}
+    for what in sorted(grouped, key=lambda what: -len(models[what])):
+        yield f"- **{len(models[what])}** {what}"
+        for where, who in sorted(grouped[what].items(), key=lambda item: -len(item[1])):
+            yield f"  - {where or 'no line of source'}: {_names(sorted(who))}"
 
 
 def _unfinished(having: Mapping[str, Facts]) -> str:
@@ -212,14 +235,6 @@ def _unfinished(having: Mapping[str, Facts]) -> str:
             left = ", ".join(f"{name} {share:.0%}" for name, share in remain.items())
             rows.append([model, marks(facts), left, str(facts.get("groups", ""))])
     return "### models that miss a level\n\n" + _grid(["model", "levels", "left", "groups"], rows)
-
-
-def _general(why: str) -> str:
-    """A cause without the numbers and names of one model, so that like causes meet; lines of source stay."""
-    text, bracket, place = why.partition(" [")
-    text = re.sub(r"\d[\d.,e+-]*", "N", text)
-    text = re.sub(r"'[^']*'", "'...'", text)
-    return re.sub(r"^(trace: \w+ )\w+ could", r"\1X could", text)[:260] + bracket + place
 
 
 def _names(models: list[str]) -> str:
