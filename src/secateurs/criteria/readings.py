@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateurs.criteria.protocol import Reading
 from secateurs.errors import ScoreError
+from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
 from secateurs.graph.running import attention_as_written, modes_kept
 
@@ -105,12 +106,17 @@ def _where(read: UnitRead) -> str:
 
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients of parameters, everything put back afterwards."""
+    """Evaluation mode, no gradients of parameters, attention as traced; everything put back afterwards."""
     needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         for parameter in needed:
             parameter.requires_grad_(False)
-        with modes_kept(model), attention_as_written(), torch.enable_grad():
+        with (
+            modes_kept(model),
+            attention_as_written(),
+            attention_written_out(model),
+            torch.enable_grad(),
+        ):
             model.eval()
             yield
     finally:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from secateurs.attention import MultiheadAttention, packed_weight
+
 
 def restate_sizes(model: nn.Module) -> None:
     """Set the declared sizes of torch's own modules from the shapes of their weights."""
@@ -33,3 +35,17 @@ def restate_sizes(model: nn.Module) -> None:
             module.embedding_dim = int(weight.shape[1])
         elif isinstance(module, nn.PReLU) and isinstance(weight, Tensor):
             module.num_parameters = int(weight.shape[0])
+        elif isinstance(module, MultiheadAttention):
+            _restate_attention(module)
+
+
+def _restate_attention(layer: MultiheadAttention) -> None:
+    """The widths of what comes in, and of a head; the number of heads is stated by no shape."""
+    packed = packed_weight(layer)
+    if packed is not None:
+        rows, layer.embed_dim = int(packed.shape[0]) // 3, int(packed.shape[1])
+        layer.kdim = layer.vdim = layer.embed_dim
+    else:
+        rows, layer.embed_dim = (int(n) for n in layer.q_proj_weight.shape)
+        layer.kdim, layer.vdim = int(layer.k_proj_weight.shape[1]), int(layer.v_proj_weight.shape[1])
+    layer.head_dim = rows // layer.num_heads

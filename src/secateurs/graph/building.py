@@ -99,7 +99,7 @@ class GroupBuilder:
         where = np.concatenate(places) if places else np.empty(0, np.int64)
         free = flat != LOCKED
         atoms, inverse = np.unique(flat[free], return_inverse=True)
-        signature = _signatures(inverse, where[free], len(atoms), len(resolved))
+        signature = _signatures(inverse, where[free], len(atoms), len(resolved)) ^ _sides(resolved, atoms)
         first_seen = np.full(len(atoms), len(flat), np.int64)
         np.minimum.at(first_seen, inverse, np.flatnonzero(free))
         kinds, group_of = np.unique(signature, return_inverse=True)
@@ -283,6 +283,19 @@ def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.N
         table = np.zeros(count, np.uint64)
         np.add.at(table, pairs // dims, mixed ^ (mixed >> np.uint64(29)))
     return table
+
+
+def _sides(dims: Sequence[Dim], atoms: Indices) -> npt.NDArray[np.uint64]:
+    """A hash for each unit of the directions in which it cuts, where a dimension can be cut in several.
+
+    As many heads as head dimensions would look alike without it, and be taken for one group.
+    """
+    factors = [factor for dim in dims if len(dim.factors) > 1 for factor in dim.factors]
+    if not factors:
+        return np.zeros(len(atoms), np.uint64)
+    units = [np.searchsorted(atoms, factor[factor != LOCKED]) for factor in factors]
+    places = [np.full(len(found), number, np.int64) for number, found in enumerate(units)]
+    return _signatures(np.concatenate(units), np.concatenate(places), len(atoms), len(factors))
 
 
 def _group_name(parts: Sequence[Slice]) -> str:

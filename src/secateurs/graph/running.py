@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.exchange import write_out
 from secateurs.graph.shapes import compute
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
@@ -30,7 +31,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
-    """A copy of a model on the meta device, without data, hooks kept out of it.
+    """A copy of a model on the meta device, without data, hooks kept out of it, its attention in steps.
 
     Args:
         model: The model; it is read only.
@@ -45,6 +46,7 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
     for module in duplicate.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
+    write_out(duplicate)
     return duplicate
 
 

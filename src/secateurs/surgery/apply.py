@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from secateurs.errors import ApplyError
 from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.exchange import fold_where_possible, write_out
 from secateurs.graph.groups import fingerprint
 from secateurs.graph.integers import set_integer
 from secateurs.planning.plan import Plan
@@ -18,7 +19,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller model.
 
     Every parameter and buffer that the plan names is sliced once; the others are copied. Nothing is masked:
-    the result is an ordinary model of the same class.
+    the result is an ordinary model of the same class. A ``torch.nn.MultiheadAttention`` whose heads and
+    stream no longer fit together becomes a `secateurs.attention.MultiheadAttention` with the same parameters.
 
     Args:
         model: A model of the architecture that the plan was made for.
@@ -54,9 +56,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         for name, tensor in small.items():
             tensors[name].data = tensor
             tensors[name].grad = None
+    heads = {layer: layer.num_heads for layer in write_out(result)}
     for change in plan.integers:
         set_integer(result, change.module, change.attribute, change.position, change.after)
     restate_sizes(result)
+    fold_where_possible(result, heads)
     return result
 
 
