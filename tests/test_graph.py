@@ -296,7 +296,7 @@ def test_a_trace_that_fails_leaves_nothing_behind() -> None:
 
 
 class ReadsValues(nn.Module):
-    """A branch on a value, which no trace without data can take."""
+    """A branch on a value that depends on the weights, which no trace without data can take."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,9 +307,62 @@ class ReadsValues(nn.Module):
         return self.fc(x if x.sum().item() > 0 else -x)
 
 
-def test_a_model_that_reads_values_is_refused_in_words() -> None:
-    with pytest.raises(TraceError, match="ReadsValues could not be run"):
-        secateurs.trace(ReadsValues(), torch.randn(1, 3, 8, 8))
+def test_a_model_that_reads_values_is_run_once_on_the_example() -> None:
+    model = ReadsValues().eval()
+    for image in (torch.randn(1, 3, 8, 8), -torch.randn(1, 3, 8, 8)):
+        graph = secateurs.trace(model, image)
+        assert [(group.name, group.size) for group in graph.groups] == [("conv", 8)]
+        plan = secateurs.Plan.of(graph, {"conv": [0, 5]})
+        secateurs.verify(model, secateurs.apply(model, plan), plan, image).raise_if_failed()
+
+
+def test_a_model_without_data_that_reads_values_is_refused_in_words() -> None:
+    with pytest.raises(TraceError, match=r"ReadsValues could not be run on the example inputs: .*meta"):
+        secateurs.trace(ReadsValues().to("meta"), torch.randn(1, 3, 8, 8))
+
+
+class ReadsTheInput(nn.Module):
+    """A branch on a value of the input, and a mask made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(20, 8), nn.Linear(8, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = ids != 0
+        x = self.embed(ids)
+        if not mask.all():
+            x = x[mask].mean(0, keepdim=True) + x[:, : int(mask.sum(1).max())].mean(1)
+        return self.fc(x)
+
+
+def test_values_of_the_input_are_known_without_data_in_the_model() -> None:
+    ids = torch.tensor([[3, 4, 5, 0], [6, 7, 0, 0]])
+    graph = secateurs.trace(ReadsTheInput().to("meta"), ids)
+    assert [(group.name, group.size) for group in graph.groups] == [("embed", 8)]
+    model = ReadsTheInput()
+    plan = secateurs.Plan.of(secateurs.trace(model, ids), {"embed": [1, 2]})
+    secateurs.verify(model, secateurs.apply(model, plan), plan, ids).raise_if_failed()
+
+
+class MakesATableAtTheFirstCall(nn.Module):
+    """A buffer that the first call fills, and a head that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.extra = nn.Conv2d(3, 8, 3), nn.Linear(8, 2), nn.Linear(8, 2)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[0] != x.shape[-1]:
+            self.table = torch.arange(float(x.shape[-1]))
+        x = F.relu(self.conv(x * self.table)).mean((2, 3))
+        return self.fc(x) + self.extra(x) if self.training else self.fc(x)
+
+
+def test_what_the_first_call_leaves_behind_is_there_in_the_second() -> None:
+    graph = secateurs.trace(MakesATableAtTheFirstCall(), torch.randn(1, 3, 8, 8))
+    assert [(group.name, group.size) for group in graph.groups] == [("conv", 8)]
 
 
 def test_wrong_arguments_are_refused_in_words() -> None:

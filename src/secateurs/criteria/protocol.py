@@ -189,10 +189,13 @@ def unit_sums(tensor: Tensor, place: Slice, power: int) -> Tensor:
 def producers(group: Group, criterion: str) -> tuple[Slice, ...]:
     """The slices of the weights that make the units.
 
+    Where no weights make them from other activations, they are the parameters that hold the units' own values
+    (learned queries, a table that a product of weights reads), or else those that read them.
+
     Raises:
         ScoreError: The group has none.
     """
-    found = group.by_role("producer")
+    found = group.by_role("producer") or group.by_role("carrier") or group.by_role("consumer")
     if not found:
         raise ScoreError(
             f"{criterion} reads the weights that make a unit, but group {group.name!r} has none",

@@ -16,8 +16,9 @@ from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice
 from secateurs.graph.rules import find_call_rule, find_rule, rule
-from secateurs.graph.running import Inputs, empty_copy
+from secateurs.graph.running import Inputs, empty_copy, recorded_values
 from secateurs.graph.tracing import Tracer
+from secateurs.graph.values import UnknownValueError
 
 __all__ = ["Cost", "Graph", "Group", "Inputs", "Locked", "Slice", "Tracer", "find_rule", "rule", "trace"]
 
@@ -27,13 +28,15 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
 
     The model's own ``forward`` runs once on tensors without data, and every operator says what it does to
     the labels of its arguments; then a dry run proves that the model can follow the cuts. No weight is
-    read, no activation allocated, and the model is left as it was.
+    read, no activation allocated, and the model is left as it was. Only where `forward` asks for a value
+    that depends on the weights (which expert, how many boxes) is the model run once on the real example.
 
     Args:
         model: Any module, in any mode; it is traced as it evaluates. What only training uses, such as an
             auxiliary head, is traced beside it.
         inputs: Example inputs: a tensor, a sequence of positional arguments or a mapping of keyword
-            arguments. Only shapes and dtypes matter. The cost is stated per sample of the first dimension.
+            arguments. Only shapes and dtypes matter, unless `forward` reads values. The cost is stated per
+            sample of the first dimension.
 
     Returns:
         The graph: groups, locked dimensions with reasons, and the cost of any cut.
@@ -48,18 +51,28 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         >>> trace(net, torch.zeros(1, 3, 8, 8)).groups
         (Group('0', channel, 8 units, 3 slices),)
     """
-    tracer = Tracer(find_rule, find_call_rule)
     with _without_collections():
         try:
-            tracer.trace(empty_copy(model).eval(), inputs)
+            tracer = _traced(model, inputs)
         except Exception as error:
             raise TraceError(
                 f"{type(model).__name__} could not be run on the example inputs: "
                 f"{type(error).__name__}: {error}",
-                fix="check that model(inputs) runs, and that its forward reads no values of tensors",
+                fix="check that model(inputs) runs",
             ) from error
         builder = GroupBuilder(tracer, shapes_of(tensors_of(model)), batch_size(inputs))
         return prove(model, inputs, builder, tracer.passes)
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> Tracer:
+    """A finished trace; where the code asks for values that depend on weights, the model is run on them."""
+    tracer = Tracer(find_rule, find_call_rule)
+    try:
+        tracer.trace(empty_copy(model).eval(), inputs)
+    except UnknownValueError:
+        tracer = Tracer(find_rule, find_call_rule, recorded_values(model, inputs))
+        tracer.trace(empty_copy(model).eval(), inputs)
+    return tracer
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isclose
 from typing import cast
 
 import numpy as np
@@ -23,9 +24,12 @@ from secateurs.graph.groups import (
     fingerprint,
     group_names,
 )
+from secateurs.graph.integers import Attribute, Length, leaves_of
 from secateurs.graph.labels import LOCKED, Dim, Labels
 from secateurs.graph.sizes import SizeReader, stuck_groups
-from secateurs.graph.tracing import ParameterDim, Record, Tracer
+from secateurs.graph.tracing import ParameterDim, Tracer
+
+_POWERS = (1, -1, 0.5, -0.5, 2, 0.25, -0.25)
 
 
 class GroupBuilder:
@@ -34,6 +38,7 @@ class GroupBuilder:
     def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
+        self.values = tracer.values
         self._shapes = shapes
         self._batch = batch
 
@@ -42,9 +47,17 @@ class GroupBuilder:
         graph = self._build()
         while self.is_stale or self._lock_stuck(graph):
             graph = self._build()
-        idle = [g for g in graph.groups if all(part.parameter in self._tracer.elsewhere for part in g.slices)]
-        for group in idle:
-            self.lock(group, "only the other mode (training or evaluation) uses it", "")
+        idle = [
+            (group, reason)
+            for group in graph.groups
+            for names, reason in (
+                (self._tracer.elsewhere, "only the other mode (training or evaluation) uses it"),
+                (self._tracer.buffers, "only buffers hold it"),
+            )
+            if all(part.parameter in names for part in group.slices)
+        ]
+        for group, reason in idle:
+            self.lock(group, reason, "")
         return self._build() if idle else graph
 
     @property
@@ -269,9 +282,20 @@ class GroupBuilder:
         ]
         return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
 
-    def predicted(self, record: Record) -> list[list[tuple[int, tuple[Indices, ...]]]]:
-        """The results of an operator call as lengths and unit numbers, for the dry run."""
-        return [[(dim.size, self.unit_factors(dim)) for dim in result] for result in record.outputs]
+    def lengths_behind(self, number: float) -> list[Dim]:
+        """The dimensions from whose lengths `forward` computed a number, as far as is known."""
+        read = [
+            expression
+            for expression, value in self._tracer.book.floats
+            if any(isclose(number, value**power, rel_tol=1e-9) for power in _POWERS if value > 0)
+        ]
+        leaves = [leaf for expression in read for leaf in leaves_of(expression)]
+        keys = {leaf.key for leaf in leaves if isinstance(leaf, Attribute)}
+        return [leaf.dim for leaf in leaves if isinstance(leaf, Length)] + [
+            each.dim
+            for each in self._tracer.statements
+            if isinstance(each.expression, Attribute) and each.expression.key in keys
+        ]
 
 
 def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.NDArray[np.uint64]:

@@ -27,14 +27,15 @@ from secateurs.graph.running import (
     call_model,
     canonical,
     empty_copy,
+    numbers_of,
     plain_kernels,
     results_of,
     source_line,
     to_meta,
 )
-from secateurs.graph.shapes import compute
 from secateurs.graph.sizes import freedoms
 from secateurs.graph.tracing import Pass, Record
+from secateurs.graph.values import Answers, compute
 
 _MOST_ROUNDS = 40
 
@@ -71,12 +72,7 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
         if not graph.groups:
             return graph
         masks = [graph.mask(trial) for trial in trials(graph)]
-        faults = [
-            fault
-            for gone in masks
-            for each in passes
-            for fault in dry_run(model, inputs, graph, builder, each, gone)
-        ]
+        faults = [fault for gone in masks for fault in dry_run(model, inputs, graph, builder, passes, gone)]
         if not faults and not builder.is_stale:
             return graph
         for fault in faults:
@@ -114,26 +110,32 @@ def dry_run(
     inputs: Inputs,
     graph: Graph,
     builder: GroupBuilder,
-    each: Pass,
+    passes: Sequence[Pass],
     gone: Any,
 ) -> list[Fault]:
-    """Run the model without data as if the units in the mask were gone; where it cannot follow."""
-    shapes = cut_shapes(graph, gone)
-    trial = empty_copy(model, shapes)
-    if trial.training != each.training:
-        trial.train(each.training)
+    """Run the model without data as if the units in the mask were gone; where it cannot follow.
+
+    All passes of the trace are run on one copy, as they were in the trace: the first may leave something
+    behind that the next one uses, such as a table that is made at the first call.
+    """
+    trial = empty_copy(model, cut_shapes(graph, gone))
     for tie in graph.ties:
         set_integer(trial, tie.module, tie.attribute, tie.position, tie.after(gone))
     restate_sizes(trial)
-    mode = _Comparison(graph, builder, each.records, gone)
-    empty_inputs = to_meta(inputs)
-    try:
-        with plain_kernels(), mode:
-            call_model(trial, empty_inputs)
-    except Exception as error:
-        if not mode.faults:  # after a fault the model may go astray; another round will tell
-            mode.fault_outside(error)
-    return mode.faults
+    faults: list[Fault] = []
+    for each in passes:
+        if trial.training != each.training:
+            trial.train(each.training)
+        mode = _Comparison(graph, builder, each.records, gone)
+        empty_inputs = to_meta(inputs)
+        try:
+            with plain_kernels(), mode:
+                call_model(trial, empty_inputs)
+        except Exception as error:
+            if not mode.faults:  # after a fault the model may go astray; another round will tell
+                mode.fault_outside(error)
+        faults += mode.faults
+    return faults
 
 
 def cut_shapes(graph: Graph, gone: Any) -> dict[str, tuple[int, ...]]:
@@ -149,7 +151,7 @@ class _Comparison(MetaMode):
     """Compares every operator's result with the prediction, and goes on with the prediction."""
 
     def __init__(self, graph: Graph, builder: GroupBuilder, records: Sequence[Record], gone: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(Answers(builder.values))
         self._graph, self._builder, self._records, self._gone = graph, builder, records, gone
         self._lengths: dict[tuple[int, ...], int] = {}
         self._next = 0
@@ -158,14 +160,16 @@ class _Comparison(MetaMode):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator and check the shapes of its results."""
         if canonical(func) is None:
-            return compute(func, args, kwargs)
+            return compute(func, args, kwargs, self.answers)
         if self._next >= len(self._records) or self._records[self._next].operator is not canonical(func):
             raise RuntimeError(f"the model takes another path after the cut, at {func}")
         record = self._records[self._next]
         self._next += 1
         wanted = [[self._length(dim) for dim in result] for result in record.outputs]
+        if (numbers := numbers_of(func, args, kwargs)) != record.numbers:
+            self._blame_number(record, numbers)
         try:
-            out = compute(func, args, kwargs)
+            out = compute(func, args, kwargs, self.answers)
         except Exception as error:
             self._blame(record, wanted, args, None, error)
             return self._stand_in(record, wanted)
@@ -242,6 +246,18 @@ class _Comparison(MetaMode):
             self.faults.append(Fault(tuple(names), reason, source_line()))
         else:
             raise RuntimeError(reason) from error
+
+    def _blame_number(self, record: Record, numbers: Sequence[float]) -> None:
+        """A number that is computed from a length changed with it, and so would what the model computes."""
+        pairs = zip(record.numbers, numbers, strict=False)
+        before, after = next(pair for pair in pairs if pair[0] != pair[1])
+        names = self._changed(self._builder.lengths_behind(before)) or self._changed(
+            [*record.inputs, *(dim for dims in record.outputs for dim in dims)]
+        )
+        reason = f"{record.operator} is given the number {before:.6g}, which is computed from its length"
+        if not names:
+            raise RuntimeError(f"{record.operator} is given {after:.6g} instead of {before:.6g}")
+        self.faults.append(Fault(tuple(names), reason, source_line()))
 
 
 def _stated(args: tuple[Any, ...]) -> list[int]:

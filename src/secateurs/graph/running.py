@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.exchange import write_out
-from secateurs.graph.shapes import compute
+from secateurs.graph.values import Answers, Recording, as_meta, compute, with_value, without_masks
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 
@@ -41,6 +41,8 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
     for name, tensor in tensors_of(model).items():
         shape = tuple((shapes or {}).get(name, tensor.shape))
         blank = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        if not (isinstance(tensor, nn.Parameter) or tensor.is_meta or tensor.is_floating_point()):
+            with_value(blank, tensor.detach().cpu().clone())
         empty[name] = nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
     duplicate = copy_model(model, empty)
     for module in duplicate.modules():
@@ -48,6 +50,18 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
         module._forward_pre_hooks.clear()
     write_out(duplicate)
     return duplicate
+
+
+def recorded_values(model: nn.Module, inputs: Inputs) -> list[Any]:
+    """What the model answers on the real example each time its code asks for the value of a tensor."""
+    twin = copy_model(model, share=True).eval()
+    write_out(twin)
+    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
+    placed = tree_map_only(Tensor, lambda t: t.to(device), inputs)
+    with plain_kernels(), Recording() as recording:
+        call_model(twin, placed)
+    answers: list[Any] = recording.answers
+    return answers
 
 
 @contextlib.contextmanager
@@ -81,11 +95,19 @@ def plain_kernels() -> Iterator[None]:
 
 def to_meta(value: Any) -> Any:
     """The same structure with every tensor on the meta device."""
-    return tree_map_only(Tensor, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"), value)
+    return tree_map_only(Tensor, as_meta, value)
 
 
 class MetaMode(TorchDispatchMode):
-    """Keeps every operator on the meta device, whatever device the model's code asks for."""
+    """Keeps every operator on the meta device, whatever device the model's code asks for.
+
+    Args:
+        answers: What to say where the code asks for values.
+    """
+
+    def __init__(self, answers: Answers | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.answers = answers or Answers(None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -96,7 +118,7 @@ class MetaMode(TorchDispatchMode):
             kwargs.pop("pin_memory", None)
         if not all(tensor.is_meta for tensor in call_tensors(args, kwargs)):
             args, kwargs = to_meta(args), to_meta(kwargs)
-        return self.run(func, args, kwargs)
+        return self.run(func, without_masks(func, args, self.answers.places), kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator; subclasses add what they want to know."""
@@ -104,7 +126,7 @@ class MetaMode(TorchDispatchMode):
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The results of one operator, without data."""
-        return compute(func, args, kwargs)
+        return compute(func, args, kwargs, self.answers)
 
 
 _LAYOUT = frozenset(
@@ -123,6 +145,13 @@ def canonical(operator: Any) -> Any:
     if operator in _LAYOUT:
         return None
     return torch.ops.aten.view.default if operator in _VIEWS else operator
+
+
+def numbers_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+    """The numbers that an operator computes with: floats, and where it works point by point integers too."""
+    kinds = (float, int) if torch.Tag.pointwise in operator.tags else float
+    values = (*args, *kwargs.values()) if kwargs else args
+    return tuple(value for value in values if isinstance(value, kinds) and not isinstance(value, bool))
 
 
 def results_of(out: Any) -> list[Tensor]:

@@ -37,12 +37,14 @@ from secateurs.graph.running import (
     call_model,
     call_tensors,
     canonical,
+    numbers_of,
     plain_kernels,
     results_of,
     source_line,
     tensors_in,
     to_meta,
 )
+from secateurs.graph.values import Answers
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 _LABELS = "_secateurs_labels"
@@ -69,9 +71,10 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One operator call: what came out, and what labelled dimensions went in."""
+    """One operator call: what came out, what labelled dimensions went in, and what numbers it was given."""
 
     operator: Any
+    numbers: tuple[float, ...]
     outputs: tuple[tuple[Dim, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     is_single: bool
@@ -109,14 +112,18 @@ class Tracer(MetaMode):
     Args:
         rules: A function that finds the rule of an operator, or None where there is none.
         call_rules: The same for torch functions, for what their operators no longer show.
+        values: What the model's code was answered on the real example each time it asked for the value of a
+            tensor; None where it has not been asked.
     """
 
     def __init__(
         self,
         rules: Callable[[Any], Rule | None],
         call_rules: Callable[[Any], Any | None] = lambda function: None,
+        values: Sequence[Any] | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
+        self.values = values
         self._rules, self._call_rules = rules, call_rules
         self.labels = Labels()
         self.parameter_dims: list[ParameterDim] = []
@@ -183,6 +190,7 @@ class Tracer(MetaMode):
         self.calls = 0
         training = model.training
         empty_inputs = to_meta(inputs)
+        self.answers = Answers(self.values)
         with watched(self):
             outputs = call_model(model, empty_inputs)
         self.lock_outputs(outputs)
@@ -234,7 +242,8 @@ class Tracer(MetaMode):
         results = results_of(out)
         dims = tuple(self.dims(result) for result in results)
         dtypes = tuple(result.dtype for result in results)
-        self._records.append(Record(name, dims, dtypes, isinstance(out, Tensor), incoming))
+        numbers = numbers_of(func, args, kwargs)
+        self._records.append(Record(name, numbers, dims, dtypes, isinstance(out, Tensor), incoming))
         return out
 
     def _refuse(self, func: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:

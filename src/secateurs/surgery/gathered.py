@@ -29,6 +29,7 @@ from secateurs.graph.labels import LOCKED, Dim, LabelArray
 from secateurs.graph.rules import find_call_rule, find_rule
 from secateurs.graph.running import Inputs, call_model, call_tensors, plain_kernels, results_of
 from secateurs.graph.tracing import Tracer, watched
+from secateurs.graph.values import without_masks
 from secateurs.planning.plan import AxisCut
 from secateurs.surgery.wide import WideMode, run_wide, widened
 
@@ -102,7 +103,7 @@ class Follower(Tracer):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return self.run(func, args, widened(kwargs))
+        return self.run(func, without_masks(func, args), widened(kwargs))
 
     def follow(self, model: nn.Module, inputs: Inputs) -> Any:
         """Run the model on inputs with values; its outputs, which keep their lengths as in any trace."""
@@ -201,6 +202,7 @@ class Gathering(WideMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator: as it is, on the kept indices, or with zeros at the lost ones."""
+        args = without_masks(func, args)
         call = next(self._calls, None)
         if call is None or call.operator is not func:
             raise NotGathered(f"the model takes another path the second time, at {func}", {})

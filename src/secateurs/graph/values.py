@@ -1,0 +1,195 @@
+"""Values on the meta device: what `forward` reads of tensors that have none.
+
+Some code reads the values of tensors: whether a mask is full, how many boxes are left, which expert is asked.
+Tensors that are computed from the inputs, from buffers and from constants alone keep their values beside
+their shapes, as long as they are small. Where code asks for a value that depends on weights, the model is run
+once on the real example, and what it answered there is answered again on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from secateurs.graph.shapes import compute as compute_shape
+
+_VALUE = "_secateurs_value"
+_LARGEST = 1 << 20
+_aten = torch.ops.aten
+_ASKS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_ASKING: dict[Any, bool] = {}
+_MAKERS = frozenset(
+    getattr(_aten, name)
+    for name in (
+        "arange", "zeros", "ones", "full", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices",
+    )
+)  # fmt: skip
+
+
+class UnknownValueError(Exception):
+    """The code asks for a value that depends on weights; it must be run with data first."""
+
+
+def value_of(tensor: Tensor) -> Tensor | None:
+    """The value of a tensor on the meta device, a CPU tensor, where it is known."""
+    return getattr(tensor, _VALUE, None)
+
+
+def with_value(tensor: Tensor, value: Tensor | None) -> Tensor:
+    """Give a meta tensor a value, unless it is large or of another shape."""
+    if value is not None and value.numel() <= _LARGEST and value.shape == tensor.shape:
+        setattr(tensor, _VALUE, value)
+    return tensor
+
+
+def as_meta(tensor: Tensor) -> Tensor:
+    """A tensor on the meta device that remembers the value of the given one, if that is small."""
+    if tensor.is_meta:
+        return tensor
+    blank = torch.empty_like(tensor, device="meta")
+    if tensor.numel() > _LARGEST or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return blank
+    return with_value(blank, tensor.detach().cpu().clone())
+
+
+class Answers:
+    """What the real model answered each time its code asked for a value, to be given again in that order.
+
+    Args:
+        given: The answers of a `Recording`; None where none was made, so that an unknown value is an error.
+    """
+
+    def __init__(self, given: Sequence[Any] | None) -> None:
+        self._given = given
+        self._next = 0
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of an operator whose result depends on values: known ones, else the recorded."""
+        place, self._next = self._next, self._next + 1
+        if self._given is not None and place < len(self._given):
+            return _as_result(self._given[place])
+        known = _known((args, kwargs))
+        if known is None:
+            raise UnknownValueError(f"{func} depends on the values of tensors")
+        return _as_result(func(*known[0], **known[1]))
+
+    def places(self, mask: Tensor) -> Tensor:
+        """The places where a mask is true; ``(places, dimensions)``."""
+        found: Tensor = self.answer(_aten.nonzero.default, (mask,), {})
+        return found
+
+
+def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answers: Answers) -> Any:
+    """Carry out one operator on meta tensors, and on their values where all are known."""
+    if asks(func, args):
+        return answers.answer(func, args, kwargs)
+    known = None if _leads_with_unknown(args) else _known_call(func, args, kwargs)
+    out = compute_shape(func, args, kwargs)
+    if known is not None:
+        for result, value in zip(_tensors(out), _tensors(func(*known[0], **known[1])), strict=True):
+            if getattr(result, _VALUE, None) is not value:
+                with_value(result, value)
+    elif func._schema.is_mutable:
+        for tensor in _tensors(out):
+            if value_of(tensor) is not None:
+                delattr(tensor, _VALUE)
+    if func is _aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+        return value_of(out) if value_of(out) is not None else out
+    return out
+
+
+def _leads_with_unknown(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument is a tensor without a value, as it is for nearly every operator."""
+    return bool(args) and isinstance(args[0], Tensor) and not hasattr(args[0], _VALUE)
+
+
+def asks(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operator's result depends on values, so that its shape alone does not tell."""
+    if func not in _ASKING:
+        _ASKING[func] = any(tag in func.tags for tag in _ASKS)
+    if not _ASKING[func]:
+        return False
+    if func is _aten.index.Tensor:
+        return any(_is_mask(each) for each in args[1])
+    return True
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def without_masks(
+    func: Any, args: tuple[Any, ...], places: Callable[[Tensor], Tensor] = torch.nonzero
+) -> tuple[Any, ...]:
+    """The arguments of a call that picks by masks, each exchanged for the places where it is true.
+
+    Args:
+        func: The operator.
+        args: Its arguments.
+        places: Finds the places of a mask, as `torch.nonzero` does.
+    """
+    if func is not _aten.index.Tensor or not asks(func, args):
+        return args
+    found: list[Any] = []
+    for index in args[1]:
+        if _is_mask(index):
+            found += places(index).unbind(1)
+        else:
+            found.append(index)
+    return args[0], found
+
+
+def _known_call(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """The arguments of a call with values in place of meta tensors; None where one is not known."""
+    packet = func.overloadpacket
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return None
+    if packet in _MAKERS and not _tensors((args, kwargs)):
+        return args, {**kwargs, "device": torch.device("cpu")}
+    return _known((args, kwargs))
+
+
+def _known(call: tuple[Any, dict[str, Any]]) -> tuple[Any, Any] | None:
+    tensors = _tensors(call)
+    if not tensors or any(getattr(tensor, _VALUE, None) is None for tensor in tensors):
+        return None
+    args, kwargs = tree_map(lambda leaf: getattr(leaf, _VALUE) if isinstance(leaf, Tensor) else leaf, call)
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    return args, kwargs
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _as_result(answer: Any) -> Any:
+    return tree_map(lambda leaf: as_meta(leaf) if isinstance(leaf, Tensor) else leaf, answer)
+
+
+class Recording(TorchDispatchMode):
+    """Notes what a model with data answers each time its code asks for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.answers: list[Any] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if asks(func, args):
+            if func is _aten.index.Tensor:
+                self.answers += [index.nonzero() for index in args[1] if _is_mask(index)]
+            else:
+                self.answers.append(
+                    tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, out)
+                )
+        return out
