@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-import secateurs
 from benchmarks.zoo.example import Case, Example, output_shapes, seasoned, tensors_in
 from benchmarks.zoo.failures import failure, lock_summary
+from secateurs import Budget, Plan, apply, plan, score, trace, verify  # all of it before the forks
 from secateurs.graph.running import call_model
 from secateurs.measure import macs, parameters
 
@@ -98,18 +98,18 @@ def check(
     record.level(1, made is not None)
     if made is None:
         return record.done()
-    plan, small = made
+    chosen, small = made
     after = after_cut(record, example, small, before)
     if up_to < 4:
         return record.done()
     with record.stage("deepcopy"):
         call(copy.deepcopy(small), example.inputs)
     if extras:
-        _reload(record, case, example, plan, small)
+        _reload(record, case, example, chosen, small)
     if export:
         _export(record, example, small)
     if up_to >= 5:  # before training, which changes the weights
-        _verify(record, example, small, plan)
+        _verify(record, example, small, chosen)
     trains(record, small, after, gradients(record, example, example.model))
     return record.done()
 
@@ -139,9 +139,9 @@ def call(model: nn.Module, inputs: Any) -> Any:
         return call_model(model.eval(), inputs)
 
 
-def _cut(record: Record, example: Example) -> tuple[secateurs.Plan, nn.Module] | None:
+def _cut(record: Record, example: Example) -> tuple[Plan, nn.Module] | None:
     with record.stage("trace"):
-        graph = secateurs.trace(example.model, example.inputs)
+        graph = trace(example.model, example.inputs)
         record.facts |= {
             "groups": len(graph.groups),
             "units": sum(group.size for group in graph.groups),
@@ -150,14 +150,14 @@ def _cut(record: Record, example: Example) -> tuple[secateurs.Plan, nn.Module] |
         }
     if record.went_well("trace"):
         with record.stage("score"):
-            scores = secateurs.score(example.model, graph, "l1")
+            scores = score(example.model, graph, "l1")
     if record.went_well("score"):
         with record.stage("plan"):
-            plan = secateurs.plan(graph, scores, secateurs.Budget(units=0.5), scope="local")
-            record.facts["forecast"] = {"params": plan.after.params, "macs": plan.after.macs}
+            chosen = plan(graph, scores, Budget(units=0.5), scope="local")
+            record.facts["forecast"] = {"params": chosen.after.params, "macs": chosen.after.macs}
     if record.went_well("plan"):
         with record.stage("apply"):
-            return plan, secateurs.apply(example.model, plan)
+            return chosen, apply(example.model, chosen)
     return None
 
 
@@ -219,9 +219,9 @@ def _backward(model: nn.Module, example: Example) -> None:
     model.eval()
 
 
-def _verify(record: Record, example: Example, small: nn.Module, plan: secateurs.Plan) -> None:
+def _verify(record: Record, example: Example, small: nn.Module, chosen: Plan) -> None:
     with record.stage("verify"):
-        report = secateurs.verify(example.model, small, plan, example.inputs)
+        report = verify(example.model, small, chosen, example.inputs)
         record.level(5, report.ok)
         record.facts["verify"] = {
             "exact": report.exact_expected,
@@ -234,9 +234,9 @@ def _verify(record: Record, example: Example, small: nn.Module, plan: secateurs.
     record.level(5, bool(record.facts["levels"]["5"]))
 
 
-def _reload(record: Record, case: Case, example: Example, plan: secateurs.Plan, small: nn.Module) -> None:
+def _reload(record: Record, case: Case, example: Example, chosen: Plan, small: nn.Module) -> None:
     with record.stage("state_dict"):
-        fresh = secateurs.apply(build(case).model, plan)
+        fresh = apply(build(case).model, chosen)
         fresh.load_state_dict(small.state_dict())
         for (_, a), (_, b) in zip(
             tensors_in(call(small, example.inputs)), tensors_in(call(fresh, example.inputs)), strict=True
