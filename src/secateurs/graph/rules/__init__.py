@@ -1,6 +1,7 @@
 """One small rule an operator: how the labels of its arguments become the labels of its results."""
 
 from secateurs.graph.rules import (
+    calls,
     contraction,
     detection,
     indexing,
@@ -18,6 +19,7 @@ from secateurs.graph.rules import (
 from secateurs.graph.rules.registry import find_call_rule, find_rule, rule
 
 __all__ = [
+    "calls",
     "contraction",
     "detection",
     "find_call_rule",

@@ -6,11 +6,10 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.common import broadcast, fixed, lock_all
-from secateurs.graph.rules.registry import Arguments, aten, call_rule, rule
+from secateurs.graph.rules.registry import Arguments, aten, rule
 from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
@@ -117,14 +116,6 @@ def vector_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
     _mix_weights(t, a, b, t.dims(b)[0])
     t.contract([(a, t.dims(a)[-1]), (b, t.dims(b)[0])], t.dims(a)[:-1])
     t.set(out, t.dims(a)[:-1])
-
-
-@call_rule(functional.scaled_dot_product_attention)
-def attention_scale(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Without a stated scale the kernel derives one from the head dimension, which then must stay."""
-    query = args[0] if args else kwargs["query"]
-    if kwargs.get("scale") is None:
-        t.lock(t.dims(query)[-1], "attention derives its scale from this length")
 
 
 @rule(

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from secateurs.graph.integers import Traced
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.common import fixed
-from secateurs.graph.rules.registry import aten, call_rule, rule
+from secateurs.graph.rules.registry import aten, rule
 from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
@@ -67,17 +64,6 @@ def layer_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
             for a, b in zip(t.dims(parameter), trailing, strict=True):
                 t.unify(a, b)
     _set_with_statistics(t, x, out)
-
-
-@call_rule(functional.rms_norm)
-@call_rule(torch.rms_norm)
-def rms_norm_shape(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """The stated shape is compared with the weight's before any operator runs."""
-    named = {**dict(zip(("input", "normalized_shape"), args, strict=False)), **kwargs}
-    shape = list(named["normalized_shape"])
-    for value, dim in zip(shape, t.dims(named["input"])[-len(shape) :], strict=True):
-        if type(value) is Traced and dim.factors:
-            t.state(value.expression, dim)
 
 
 @rule(aten.native_group_norm)

@@ -1,0 +1,67 @@
+"""Torch functions that check or decide something by lengths before any operator runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from secateurs.graph.integers import Traced
+from secateurs.graph.rules.registry import call_rule
+from secateurs.graph.tracing import Tracer
+
+_MANY = 4  # so many that half of them are still several
+
+
+@call_rule(functional.rms_norm)
+@call_rule(torch.rms_norm)
+def rms_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The stated shape is compared with the weight's."""
+    named = {**dict(zip(("input", "normalized_shape"), args, strict=False)), **kwargs}
+    shape = list(named["normalized_shape"])
+    for value, dim in zip(shape, t.dims(named["input"])[-len(shape) :], strict=True):
+        if type(value) is Traced and dim.factors:
+            t.state(value.expression, dim)
+
+
+@call_rule(torch.unflatten)
+@call_rule(Tensor.unflatten)
+def unflatten(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The stated lengths must multiply up to the dimension's, so those that are literals stay."""
+    named = {**dict(zip(("input", "dim", "sizes"), args, strict=False)), **kwargs}
+    dim = t.dims(named["input"])[named["dim"]]
+    sizes = list(named["sizes"])
+    known = torch.Size([size for size in sizes if size != -1]).numel()
+    if not dim.factors or not known:
+        return
+    parts = t.labels.split(dim, [dim.size // known if size == -1 else int(size) for size in sizes])
+    for size, part in zip(sizes, parts, strict=True):
+        if size != -1 and type(size) is not Traced:
+            t.lock(part, f"unflatten is given the fixed length {size}")
+
+
+@call_rule(torch.lstm)
+def lstm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """That outputs are projected is told by their length, so the cell must stay the longer of the two."""
+    states = next((value for value in args[1:3] if isinstance(value, (tuple, list))), ())
+    if len(states) == 2 and states[0].shape[-1] != states[1].shape[-1]:
+        t.lock(t.dims(states[1])[-1], "an LSTM that projects its outputs is told by this length")
+
+
+@call_rule(functional.scaled_dot_product_attention)
+def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Without a stated scale the kernel derives one from the head dimension, which then must stay.
+
+    Where several query heads share a key head, whether they do is told by the two lengths: few stay.
+    """
+    named = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
+    query, key = named["query"], named["key"]
+    if kwargs.get("scale") is None:
+        t.lock(t.dims(query)[-1], "attention derives its scale from this length")
+    if kwargs.get("enable_gqa"):
+        heads, keys = t.dims(query)[-3], int(key.shape[-3])
+        shared = heads.size // keys
+        if heads.factors and 1 < shared < _MANY:
+            t.lock(t.labels.split(heads, [keys, shared])[1], "few query heads share a key head")
