@@ -22,6 +22,7 @@ _VALUE = "_secateurs_value"
 _LARGEST = 1 << 20
 _aten = torch.ops.aten
 _ASKS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_ASKS_UNTAGGED = ("torchvision::nms",)
 _ASKING: dict[Any, bool] = {}
 _MAKERS = frozenset(
     getattr(_aten, name)
@@ -111,7 +112,7 @@ def _leads_with_unknown(args: tuple[Any, ...]) -> bool:
 def asks(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operator's result depends on values, so that its shape alone does not tell."""
     if func not in _ASKING:
-        _ASKING[func] = any(tag in func.tags for tag in _ASKS)
+        _ASKING[func] = func._schema.name in _ASKS_UNTAGGED or any(tag in func.tags for tag in _ASKS)
     if not _ASKING[func]:
         return False
     if func is _aten.index.Tensor:
