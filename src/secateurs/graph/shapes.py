@@ -12,8 +12,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from secateurs.graph.counting import COUNTED, COUNTED_ELSEWHERE
-
 Shape: TypeAlias = Callable[..., Any]
 _aten = torch.ops.aten
 
@@ -140,13 +138,12 @@ _SHAPES: dict[Any, Shape] = {
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
-    **COUNTED,
 }
 
 
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Carry out an operator on meta tensors."""
-    shape = _SHAPES.get(func) or COUNTED_ELSEWHERE.get(func.name())
+    shape = _SHAPES.get(func)
     if shape is not None:
         out = shape(*args, **kwargs)
         if out is not None:

@@ -191,6 +191,16 @@ def values(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     t.set(out, [Dim(int(size)) for size in out.shape])
 
 
-@rule(aten.sym_size, aten.is_same_size, aten._assert_async, aten._assert_tensor_metadata)
+@rule(
+    aten._local_scalar_dense,
+    aten.equal,
+    aten.allclose,
+    aten.sym_size,
+    aten.is_same_size,
+    aten._assert_async,
+    aten._functional_assert_async,
+    aten._assert_tensor_metadata,
+    aten.is_pinned,
+)
 def nothing(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Operators that return no tensor and change none."""
