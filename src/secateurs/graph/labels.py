@@ -198,6 +198,8 @@ class Labels:
         factors = dim.factors if len(dim.factors) < 2 else self.resolve(dim).factors
         if not factors:
             return np.zeros(dim.size, np.int64)
+        if len(factors) == 1:
+            return self._without_locked_halves(factors[0])
         combined = factors[-1]
         for factor in reversed(factors[:-1]):
             pairs = np.where(factor == LOCKED, combined, factor)
@@ -205,6 +207,20 @@ class Labels:
             pairs[both] = self._pair(factor[both], combined[both])
             combined = pairs
         return combined
+
+    def _without_locked_halves(self, labels: LabelArray) -> LabelArray:
+        """Labels that stand for a pair of which one half is locked, exchanged for the other half."""
+        while True:
+            roots = self.find(labels)
+            paired = (self._first[roots] != _NO_PAIR) & (self._why[roots] == 0)
+            if not paired.any():
+                return labels
+            first, second = self.find(self._first[roots[paired]]), self.find(self._second[roots[paired]])
+            lone = (self._why[first] > 0) != (self._why[second] > 0)
+            if not lone.any():
+                return labels
+            labels = roots.copy()
+            labels[np.flatnonzero(paired)[lone]] = np.where(self._why[first] > 0, second, first)[lone]
 
     def _pair(self, first: LabelArray, second: LabelArray) -> LabelArray:
         pairs = self.new(len(first))

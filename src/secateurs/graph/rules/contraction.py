@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -25,7 +26,8 @@ def convolution(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: T
     transposed, groups = bool(args[6]), int(args[8])
     x_dims, w_dims = t.dims(x), t.dims(weight)
     first = x.dim() - (weight.dim() - 1)  # position of the channel: 1, or 0 without a batch
-    lock_all(t, (*x_dims[first + 1 :], *w_dims[2:]), "a convolution slides along it")
+    spatial = _spatial(t, x_dims[first + 1 :], args, out.shape[first + 1 :])
+    lock_all(t, w_dims[2:], "a convolution slides along it")
     x_in = x_dims[first]
     if transposed:  # weight: (C_in, C_out / groups, *kernel)
         group_in, x_each = _halves(t, x_in, groups)
@@ -42,20 +44,32 @@ def convolution(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: T
     t.unify(x_each, w_in)
     if bias is not None:
         t.unify(t.dims(bias)[0], produced)
-    spatial = [Dim(int(size)) for size in out.shape[first + 1 :]]
     t.set(out, [*x_dims[:first], produced, *spatial])
     if groups > 1:
         t.size_argument(groups, group_in)
         if w_in.size > 1:
             t.name_kind(group_in, "conv_group")
-    positions = prod(x.shape[first + 1 :]) if transposed else prod(out.shape[first + 1 :])
-    batch = prod(out.shape[:first])
+    positions = [Dim(int(size)) for size in x.shape[first + 1 :]] if transposed else spatial
     depthwise = groups > 1 and w_in.size == 1 and w_out.size == 1  # its filters only carry their channel
     t.contract(
         [(x, x_each), (weight, w_in)],
-        [group_in, Dim(w_out.size, w_out.factors) if depthwise else w_out],
-        batch * positions * prod(weight.shape[2:]),
+        [*x_dims[:first], *positions, group_in, Dim(w_out.size, w_out.factors) if depthwise else w_out],
+        prod(weight.shape[2:]),
     )
+
+
+def _spatial(t: Tracer, dims: Sequence[Dim], args: tuple[Any, ...], sizes: Sequence[int]) -> list[Dim]:
+    """The spatial dimensions of a convolution's result; one along which no window slides passes through."""
+    weight, stride, padding = args[1], args[3], args[4]
+    result = []
+    for place, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
+        step, pad = stride[place % len(stride)], padding[place % len(padding)]
+        if weight.shape[2 + place] == 1 and step == 1 and pad == 0 and dim.size == size:
+            result.append(dim)
+        else:
+            t.lock(dim, "a convolution slides along it")
+            result.append(Dim(int(size)))
+    return result
 
 
 def _halves(t: Tracer, dim: Dim, groups: int) -> tuple[Dim, Dim]:
