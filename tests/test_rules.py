@@ -166,7 +166,9 @@ def check(model: nn.Module, inputs: Any, removed: dict[str, list[int]], graph: G
     plan = Plan.of(graph, removed)
     small = secateurs.apply(model, plan)
     report = secateurs.verify(model, small, plan, inputs).raise_if_failed()
-    assert report.exact_expected or report.mixed
+    assert report.exact_expected
+    assert report.max_error <= 1e-9 * max(report.scale, 1)
+    assert report.way == ("gathered" if report.mixed else "silenced")
     shapes = {name: tuple(p.shape) for name, p in small.named_parameters()}
     assert shapes != {name: tuple(p.shape) for name, p in model.named_parameters()}
     return small

@@ -246,7 +246,9 @@ class Tracer(MetaMode):
         self._records.append(Record(name, numbers, dims, dtypes, isinstance(out, Tensor), incoming))
         return out
 
-    def _refuse(self, func: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+    def _refuse(
+        self, func: Any, operands: Sequence[Tensor], results: Sequence[Tensor], reason: str = ""
+    ) -> None:
         where = source_line()
         self.unknown.setdefault(str(func), where)
         known = {id(tensor) for tensor in operands}
@@ -255,7 +257,7 @@ class Tracer(MetaMode):
                 self.set(tensor, [self.labels.fresh(int(size)) for size in tensor.shape])
         for tensor in (*operands, *results):
             for dim in self.dims(tensor):
-                self.labels.lock(dim, f"{func} has no rule", where)
+                self.labels.lock(dim, reason or f"{func} has no rule", where)
 
     # -- what rules use ---------------------------------------------------------------------------
 

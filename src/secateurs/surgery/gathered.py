@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import VerifyError
@@ -27,7 +28,14 @@ from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Indices
 from secateurs.graph.labels import LOCKED, Dim, LabelArray
 from secateurs.graph.rules import find_call_rule, find_rule
-from secateurs.graph.running import Inputs, call_model, call_tensors, plain_kernels, results_of
+from secateurs.graph.running import (
+    Inputs,
+    call_model,
+    call_tensors,
+    canonical,
+    plain_kernels,
+    results_of,
+)
 from secateurs.graph.tracing import Tracer, watched
 from secateurs.graph.values import without_masks
 from secateurs.planning.plan import AxisCut
@@ -68,7 +76,8 @@ def run_gathered(
     places = Places(follower, axes)
 
     def forward(model: nn.Module, inputs: Inputs) -> Any:
-        with plain_kernels(), Gathering(follower.followed, places):
+        # a mode for torch functions, as the follower has one: torch and models look whether there is
+        with plain_kernels(), BaseTorchFunctionMode(), Gathering(follower.followed, places):
             return call_model(model, inputs)
 
     return whole, run_wide(model, inputs, "the gathered original", forward=forward)
@@ -99,6 +108,7 @@ class Follower(Tracer):
     def __init__(self) -> None:
         super().__init__(find_rule, find_call_rule)
         self.followed: list[Call] = []
+        self._computed: list[Any] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,15 +124,33 @@ class Follower(Tracer):
         self.lock_outputs(outputs)
         return outputs
 
+    def lengths(self, tensor: Tensor, sizes: Any, dim: int | None = None) -> Any:
+        """Plain integers: with others, torch may take another path than in the run that follows."""
+        return sizes
+
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The results of one operator, with data."""
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self._computed.append(out)
+        return out
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator and note its dimensions."""
         operands = tuple(self.dims(tensor) for tensor in call_tensors(args, kwargs))
         mixed, sums = len(self.mixed), len(self.contractions)
-        out = super().run(func, args, kwargs)
+        try:
+            out = super().run(func, args, kwargs)
+        except Exception as error:
+            if not self._computed:
+                raise
+            out = self._computed[0]  # the rule cannot say what this kernel did, so what it touched stays
+            self._refuse(
+                func, call_tensors(args, kwargs), results_of(out), f"the rule of {func} fails: {error}"
+            )
+        finally:
+            self._computed.clear()  # torch goes other ways with a tensor that is held elsewhere
+        if canonical(func) is None:
+            return out
         results = tuple(self.dims(tensor) for tensor in results_of(out))
         new = tuple(self.mixed[mixed:])
         self.followed.append(Call(func, operands, results, new, len(self.contractions) > sums))
@@ -156,12 +184,17 @@ class Places:
                 self._gone[factor[~self._lost[key]]] = False
         self._gone[LOCKED] = False
         self._kept: dict[tuple[int, ...], Indices | None] = {}
-        for (parameter, dim), lost in self._lost.items():
-            if not np.array_equal(self._of(factors[parameter, dim], len(lost)), lost):
-                raise NotGathered(
-                    f"the forward pass does not explain what dimension {dim} of {parameter!r} loses",
-                    {(parameter, dim): np.flatnonzero(lost).tolist()},
-                )
+        unexplained = {
+            key: np.flatnonzero(lost).tolist()
+            for key, lost in self._lost.items()
+            if not np.array_equal(self._of(factors[key], len(lost)), lost)
+        }
+        for parameter, dim in unexplained:
+            why = self._labels.reasons[self._locked(self._dims[parameter, dim])][0] or "no operator ties it"
+            raise NotGathered(
+                f"the forward pass does not explain what dimension {dim} of {parameter!r} loses ({why})",
+                unexplained,
+            )
 
     def kept(self, dim: Dim) -> Indices | None:
         """The indices of a dimension that stay; None where all do."""
@@ -186,6 +219,9 @@ class Places:
                 found[key] = np.flatnonzero(places).tolist()
         return found
 
+    def _locked(self, dim: Dim) -> int:
+        return max((int(self._labels.why(factor).max()) for factor in dim.factors), default=0)
+
     def _of(self, factors: Sequence[LabelArray], size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         lost = np.zeros(size, np.bool_)
         for factor in factors:
@@ -203,8 +239,10 @@ class Gathering(WideMode):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator: as it is, on the kept indices, or with zeros at the lost ones."""
         args = without_masks(func, args)
+        if canonical(func) is None:
+            return func(*args, **kwargs)
         call = next(self._calls, None)
-        if call is None or call.operator is not func:
+        if call is None or canonical(call.operator) is not canonical(func):
             raise NotGathered(f"the model takes another path the second time, at {func}", {})
         if any(self._places.kept(dim) is not None for dim, _ in call.mixed):
             return self._on_kept(call, args, kwargs)

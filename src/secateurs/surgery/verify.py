@@ -189,6 +189,9 @@ def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
         try:
             whole, outputs = run_gathered(model, axes, inputs)
         except NotGathered as failure:
+            if len(unproved) == len(plan.groups):  # nothing is left to gather
+                outputs = run_wide(model, inputs, "the cut original")
+                return _Without(whole=before or [], outputs=outputs, unproved=unproved)
             parts = parts or _Parts(original, plan, inputs)
             before = before or run_wide(original, inputs, "the original")
             names = parts.behind(failure, unproved)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -79,7 +80,7 @@ def run_wide(
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
     )
     try:
-        with _same_numbers(), _default_dtype(torch.float64):
+        with _same_numbers(), _default_dtype(torch.float64), sdpa_kernel(SDPBackend.MATH):
             outputs = forward(duplicate, wide)
     except VerifyError:
         raise
