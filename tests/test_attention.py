@@ -427,6 +427,25 @@ def test_averaged_weights_may_leave_the_model() -> None:
     secateurs.verify(model, small, plan, inputs).raise_if_failed()
 
 
+def test_learned_queries_that_are_repeated_for_every_sample() -> None:
+    class PoolingHead(SelfAttention):
+        def __init__(self) -> None:
+            super().__init__()
+            self.probe = nn.Parameter(torch.randn(1, 2, E))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.out(self.attention(self.probe.repeat(len(x), 1, 1), x, x)[0])
+
+    model = seasoned(PoolingHead())
+    inputs = model.example()
+    graph = secateurs.trace(model, inputs)
+    plan = without(graph, is_head)
+    small = secateurs.apply(model, plan)
+    assert sizes(small.attention)[:3] == (12, 2, 3)
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+
+
 def test_as_many_heads_as_head_dims_are_two_groups_all_the_same() -> None:
     class SquareHeads(SelfAttention):
         def __init__(self) -> None:

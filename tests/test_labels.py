@@ -287,6 +287,18 @@ def test_unifying_two_split_dimensions_unifies_their_axes() -> None:
     assert atoms(labels, again[1]) == atoms(labels, columns)
 
 
+@pytest.mark.parametrize("extra_first", [False, True])
+def test_what_one_of_two_equal_dimensions_has_besides_is_locked(extra_first: bool) -> None:
+    labels = Labels()
+    samples, heads = labels.fresh(2), labels.fresh(3)
+    many, few = labels.merge([samples, heads]), labels.merge([Dim(2), heads])
+    labels.unify(*((many, few) if extra_first else (few, many)))
+    assert atoms(labels, many) == atoms(labels, few) == atoms(labels, heads)
+    assert len(atoms(labels, heads)) == 3
+    assert not atoms(labels, samples)
+    assert all("contradicts" not in reason for reason, _ in labels.reasons)
+
+
 def test_lengths_that_differ_are_refused() -> None:
     labels = Labels()
     with pytest.raises(ValueError, match="lengths 3 and 4"):

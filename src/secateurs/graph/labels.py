@@ -154,7 +154,23 @@ class Labels:
             return
         if a.size != b.size:
             raise ValueError(f"cannot unify dimensions of lengths {a.size} and {b.size}")
+        if len(a.factors) != len(b.factors) and self._lock_extra(a, b):
+            return
         self.join(self._index_labels(a), self._index_labels(b))
+
+    def _lock_extra(self, a: Dim, b: Dim) -> bool:
+        """Whether one dimension has all factors of the other; what it has besides then stays.
+
+        As for the heads of learned queries that are repeated for every sample, and those of the keys.
+        """
+        first, second = self.resolve(a).factors, self.resolve(b).factors
+        few, many = (first, second) if len(first) < len(second) else (second, first)
+        extra = [factor for factor in many if not any(np.array_equal(factor, other) for other in few)]
+        if not few or len(extra) != len(many) - len(few):
+            return False
+        for factor in extra:
+            self.lock_labels(factor, 1)
+        return True
 
     def join(self, a: LabelArray, b: LabelArray) -> None:
         """Make ``a[i]`` and ``b[i]`` one label, for every ``i``; pairs are joined half by half."""
