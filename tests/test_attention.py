@@ -21,6 +21,7 @@ from secateurs.errors import ScoreError
 from secateurs.graph.exchange import write_out
 from secateurs.pruning import prune_steps
 
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 INF = float("-inf")
 N, L, S, E, H = 3, 5, 7, 12, 4
 
@@ -159,9 +160,7 @@ def test_bad_arguments_are_refused() -> None:
         ours(x, x, x, is_causal=True)
     with pytest.raises(TypeError, match=r"boolean or floating, got torch\.int64"):
         ours(x, x, x, key_padding_mask=padding(L).long())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nested tensors are a prototype
-        nested = torch.nested.nested_tensor([x[0], x[1, :2]])
+    nested = torch.nested.nested_tensor([x[0], x[1, :2]])
     with pytest.raises(ValueError, match="self-attention without masks only"):
         ours(nested, nested, nested, key_padding_mask=padding(L)[:2])
 
@@ -227,7 +226,7 @@ class PaddedEncoder(nn.Module):
 
 
 class Translator(nn.Module):
-    """Torch's encoder and decoder with masks."""
+    """Torch's encoder and decoder with masks, whose values the decoder reads to see that it is causal."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -244,7 +243,6 @@ class Translator(nn.Module):
                 self.source(source),
                 self.target(target),
                 tgt_mask=mask,
-                tgt_is_causal=True,
                 src_key_padding_mask=padding,
                 memory_key_padding_mask=padding,
             )
@@ -315,6 +313,19 @@ def test_heads_head_dims_and_stream_are_cut_apart_and_together(cut: str, options
     assert report.exact_expected
     assert (report.effect > 0) == bool(wanted)
     assert plan.after.params == sum(p.numel() for p in small.parameters())
+
+
+def test_sizes_that_fit_are_not_enough_where_the_scale_is_not_that_of_the_heads() -> None:
+    model = seasoned(SelfAttention())
+    inputs = model.example()
+    graph = secateurs.trace(model, inputs)
+    width = next(group.name for group in graph.groups if is_head_dim(group))
+    plan = Plan.of(graph, {width: [0], "embed": range(4)})
+    small = secateurs.apply(model, plan)
+    assert sizes(small.attention)[:3] == (8, 4, 2)
+    assert type(small.attention) is MultiheadAttention
+    assert small.attention.scale == 3**-0.5
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"add_bias_kv": True, "batch_first": False}])
