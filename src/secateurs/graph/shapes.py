@@ -104,6 +104,13 @@ def _layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float)
     return torch.empty_like(x, memory_format=torch.contiguous_format), statistic, statistic.clone()
 
 
+def _grouped_product(x: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Torch's kernel without data takes one precision only; the one with data takes more."""
+    if weights.dim() != 3 or x.dim() not in (2, 3) or x.shape[-1] != weights.shape[1]:
+        return None
+    return x.new_empty((*x.shape[:-1], weights.shape[2]))
+
+
 _SHAPES: dict[Any, Shape] = {
     **dict.fromkeys(
         [
@@ -138,6 +145,7 @@ _SHAPES: dict[Any, Shape] = {
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
+    **({_aten._grouped_mm.default: _grouped_product} if hasattr(_aten, "_grouped_mm") else {}),
 }
 
 

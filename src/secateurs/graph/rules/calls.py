@@ -64,4 +64,4 @@ def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         heads, keys = t.dims(query)[-3], int(key.shape[-3])
         shared = heads.size // keys
         if heads.factors and 1 < shared < _MANY:
-            t.lock(t.labels.split(heads, [keys, shared])[1], "few query heads share a key head")
+            t.lock(heads, "few query heads share a key head")
