@@ -113,6 +113,13 @@ def test_bench_prints_a_table() -> None:
         (["prune", "trained", "--remove", 5, "--data", "nowhere"], 2, "nowhere"),
         (["prune", "trained", "--remove", 5, "--out", "full"], 2, "is not empty: it holds thesis.tex"),
         (["prune", "trained", "--remove", 5, "--lr", "-1"], 2, "got lr=-1.0"),
+        (
+            ["prune", "trained", "--remove", 5, "--distill", 1.5],
+            2,
+            "`0 <= distill <= 1` must hold, got distill=1.5",
+        ),
+        (["prune", "trained", "--remove", 5, "--temperature", 0], 2, "`0 < temperature` must hold"),
+        (["prune", "trained", "--remove", 5, "--reconstruct-images", 0], 2, "--reconstruct-images"),
         (["prune", "trained", "--remove", 5, "--kinds", "chanel"], 1, "no group is left to cut"),
         (["prune", "trained", "--remove", 5000], 1, "5000 units cannot leave: at most"),
         (["prune", "trained", "--target", "macs=0.0001"], 1, "macs=0.0001 is out of reach"),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import secateurs
-from secateurs.errors import BudgetError, DataError, RunError, SecateursError, VerifyError
+from secateurs.errors import BudgetError, DataError, RunError, SecateursError, TrainingError, VerifyError
 from secateurs.jobs import DataSettings, PruneSettings, TrainSettings, prune_job, train_job
 from secateurs.measure.size import macs, parameters
 from secateurs.progress import Event, State
@@ -264,11 +264,31 @@ def interrupted_at(write: int, after: bool, monkeypatch: pytest.MonkeyPatch, job
     return False
 
 
+@pytest.mark.parametrize("healing", ["distil", "reconstruct"])
+def test_healing_by_the_unpruned_network_changes_the_weights_alone(
+    trained: Path, tmp_path: Path, healing: str
+) -> None:
+    usual = pruning(trained, iterations=1, final_epochs=0, recipe=replace(FAST, epochs=1))
+    plain = saved(prune_job(usual, tmp_path / "plain").path)
+    recipe = replace(usual.recipe, distill=0.5)
+    other = replace(usual, recipe=recipe) if healing == "distil" else replace(usual, reconstruct_images=20)
+    healed = prune_job(other, tmp_path / "healed")
+    assert saved(healed.path)["plan-01.json"] == plain["plan-01.json"]
+    assert saved(healed.path)["model.safetensors"] != plain["model.safetensors"]
+    assert ("accuracy_refitted" in healed.iterations[0]) == (healing == "reconstruct")
+
+
+def test_training_from_nothing_has_no_teacher(images: Path) -> None:
+    with pytest.raises(TrainingError, match=r"distill must be 0, got 0\.5"):
+        replace(training(images), recipe=Recipe(distill=0.5))
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_stopped_at_any_file_a_job_ends_alike(
     images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    settings = pruning(trained, recipe=replace(FAST, epochs=1, optimizer="adamw", lr=0.01))
+    recipe = replace(FAST, epochs=1, optimizer="adamw", lr=0.01, distill=0.5)
+    settings = pruning(trained, recipe=recipe, reconstruct_images=20)
     expected = saved(prune_job(settings, tmp_path / "whole").path)
     write = 0
     while True:

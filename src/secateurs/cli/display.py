@@ -108,7 +108,9 @@ class Display:
         )
         self.say(text.bars(facts["layers"], self._symbol))
         self.say(f"  {facts['verified']}")
-        self.say(f"  validation {text.share(facts['accuracy_cut'])} before the fine-tune")
+        refit = facts.get("accuracy_refitted")
+        also = "" if refit is None else f", {text.share(refit)} with the layers behind the cut refitted"
+        self.say(f"  validation {text.share(facts['accuracy_cut'])} before the fine-tune{also}")
 
     def _on_healed(self, facts: Mapping[str, Any]) -> None:
         kept = f"epoch {facts['kept_epoch']}" if facts["kept_epoch"] else "the weights from before it"

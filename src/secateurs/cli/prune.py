@@ -42,6 +42,14 @@ def prune(
     rank_images: Annotated[
         int | None, typer.Option(min=1, help="Training images to rank on.", show_default="all")
     ] = None,
+    reconstruct_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Training images to refit the layers behind each cut on, by least squares; 300 are plenty.",
+            show_default="none",
+        ),
+    ] = None,
     lr: Annotated[float, typer.Option(help="The highest learning rate of a fine-tune.")] = 0.001,
     optimizer: common.Optimizer = "sgd",
     schedule: common.Schedule = "cosine",
@@ -50,6 +58,10 @@ def prune(
     label_smoothing: common.LabelSmoothing = 0.0,
     clip_norm: common.ClipNorm = None,
     freeze_bn: common.FreezeBn = False,
+    distill: Annotated[
+        float, typer.Option(help="Share of the loss that comes from the outputs of the unpruned network.")
+    ] = 0.0,
+    temperature: Annotated[float, typer.Option(help="How soft --distill makes these outputs.")] = 4.0,
     batch_size: common.BatchSize = 32,
     workers: common.Workers = 0,
     seed: common.Seed = 0,
@@ -68,6 +80,10 @@ def prune(
     Or down to a share of the multiply-accumulates, in steps that each take the same share:
 
     [bold]secateurs prune runs/train-vgg16 --target macs=0.3[/bold]
+
+    Where images or hours are few: refit the layers behind each cut, and let the unpruned network teach:
+
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.3 --reconstruct-images 300 --distill 0.5[/bold]
     """
     from secateurs.cli.display import Display
     from secateurs.jobs import PruneSettings, prune_job
@@ -88,6 +104,7 @@ def prune(
             kinds=tuple(kinds.split(",")) if kinds else None,
             skip=tuple(skip or ()),
             rank_images=rank_images,
+            reconstruct_images=reconstruct_images,
             final_epochs=final_epochs,
             recipe=Recipe(
                 epochs=finetune_epochs,
@@ -99,6 +116,8 @@ def prune(
                 label_smoothing=label_smoothing,
                 clip_norm=clip_norm,
                 freeze_bn=freeze_bn,
+                distill=distill,
+                temperature=temperature,
             ),
             batch_size=batch_size,
             workers=workers,

@@ -28,7 +28,7 @@ from secateurs.jobs.workplace import (
 from secateurs.planning import Budget, Remove
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.pruning import Amounts, Step, prune_steps
-from secateurs.recovery import History, finetune
+from secateurs.recovery import History, finetune, reconstruct
 from secateurs.runs import Run
 
 
@@ -43,7 +43,8 @@ def prune_job(
     """Prune the model of a finished run, and leave the smaller one in a run directory of its own.
 
     Each iteration ranks the units in eval mode on training images as they are, cuts the lowest in one pass,
-    proves the cut, and fine-tunes all parameters. Every choice rests on the validation images; the test
+    proves the cut, refits the layers behind it if asked to, and fine-tunes all parameters; with
+    ``recipe.distill`` the model of ``source`` teaches. Every choice rests on the validation images; the test
     images are read once before and once after.
 
     Args:
@@ -97,6 +98,7 @@ class _Pruning:
         self.name = str(job.run.config["architecture"]["name"])
         self.inherited = origin.plans()
         self.final = settings.iterations + 1
+        self.teacher = origin.model() if settings.recipe.distill else None
         self.state = job.run.load_state()
         self.facts: dict[str, Any] = {"stage": 0, "rows": []}
 
@@ -136,7 +138,7 @@ class _Pruning:
 
     def _cut(self, stage: int) -> None:
         """Rank, cut, verify; then keep plan, picture and weights."""
-        step = self._step(stage)
+        whole, step = self.model, self._step(stage)
         self.model = step.model
         measured = sizes(self.model, self.job.example(1))
         row = {
@@ -150,6 +152,10 @@ class _Pruning:
             "accuracy_cut": top1(self.model, self.job.validation_batches())["accuracy"],
             "layers": layer_cuts(step.graph, step.plan, self.settings),
         }
+        if self.settings.reconstruct_images:
+            images = self.job.ranking_batches(self.settings.reconstruct_images)
+            reconstruct(whole, self.model, step.plan, images)
+            row["accuracy_refitted"] = top1(self.model, self.job.validation_batches())["accuracy"]
         self.job.run.save_plan(len(self.inherited) + stage, step.plan)
         draw_cut(row, self.job.run.path, name=self.name, cuts=self.settings.iterations)
         self.facts["stage"] = stage
@@ -201,6 +207,7 @@ class _Pruning:
             self.job.training_batches(),
             self.job.validation_batches(),
             recipe=recipe,
+            teacher=self.teacher,
             observer=self._tell_epoch,
             checkpoint=StageCheckpoint(self.job.run, self.facts, self.state),
         )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from secateurs.errors import BudgetError, DataError, RunError
+from secateurs.errors import BudgetError, DataError, RunError, TrainingError
 from secateurs.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class TrainSettings(_JobSettings):
 
     def __post_init__(self) -> None:
         self._check()
+        if self.recipe.distill:
+            raise TrainingError(f"training has no teacher, so distill must be 0, got {self.recipe.distill}")
 
     def resolved(self) -> Self:
         """The same with paths that mean the same from every folder."""
@@ -135,6 +137,7 @@ class PruneSettings(_JobSettings):
         kinds: Kinds of groups to cut; by default filters alone with ``remove``, every kind with ``target``.
         skip: Glob patterns of groups to leave alone.
         rank_images: Training images to rank on; all if ``None``.
+        reconstruct_images: Training images to refit the layers behind each cut on; none if ``None``.
         final_epochs: Epochs of the longer fine-tune at the end; one and a half times ``recipe.epochs``
             if ``None``.
     """
@@ -150,6 +153,7 @@ class PruneSettings(_JobSettings):
     kinds: tuple[str, ...] | None = None
     skip: tuple[str, ...] = ()
     rank_images: int | None = None
+    reconstruct_images: int | None = None
     final_epochs: int | None = None
 
     def __post_init__(self) -> None:
@@ -167,6 +171,7 @@ class PruneSettings(_JobSettings):
             ("iterations", self.iterations, 1),
             ("round_to", self.round_to, 1),
             ("rank_images", self.rank_images, 1),
+            ("reconstruct_images", self.reconstruct_images, 1),
             ("final_epochs", self.final_epochs, 0),
         ):
             if value is not None and value < least:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from secateurs.recovery.distill import distillation_loss
 from secateurs.recovery.finetune import finetune
 from secateurs.recovery.recipe import Epoch, History, Recipe
+from secateurs.recovery.reconstruct import Refit, reconstruct
 
-__all__ = ["Epoch", "History", "Recipe", "finetune"]
+__all__ = ["Epoch", "History", "Recipe", "Refit", "distillation_loss", "finetune", "reconstruct"]

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from secateurs.errors import TrainingError
 from secateurs.graph.running import call_model
 from secateurs.progress import Checkpoint, Event, Observer, State, derive_seed, ignore
+from secateurs.recovery.distill import Lessons, lessons
 from secateurs.recovery.recipe import Epoch, History, Recipe
 from secateurs.recovery.surroundings import (
     agreed,
@@ -41,6 +42,7 @@ def finetune(
     *,
     recipe: Recipe | None = None,
     loss_fn: LossFunction | None = None,
+    teacher: nn.Module | None = None,
     observer: Observer = ignore,
     checkpoint: Checkpoint | None = None,
     accelerator: Accelerator | None = None,
@@ -61,6 +63,8 @@ def finetune(
             value is larger for better models. Without it the last weights are kept.
         recipe: The settings; ``Recipe()`` if not given.
         loss_fn: ``(outputs, targets)`` to a scalar mean; cross-entropy if not given.
+        teacher: The network that ``recipe.distill`` learns from, usually the one before pruning. It sees the
+            same batches, in evaluation mode, and is not changed.
         observer: Called with an :class:`~secateurs.progress.Event` for each batch and each epoch.
         checkpoint: Where the state goes after each epoch, and where it comes from at the start.
         accelerator: Devices, precision and processes; by default the first GPU, else the CPU.
@@ -69,7 +73,8 @@ def finetune(
         Losses and scores of every epoch, and which epoch's weights were kept.
 
     Raises:
-        TrainingError: The loss was no longer a number, or no parameter requires a gradient.
+        TrainingError: The loss was no longer a number, or no parameter requires a gradient, or the recipe
+            and the teacher do not go together.
 
     Example:
         >>> inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
@@ -82,10 +87,14 @@ def finetune(
         message = f"label_smoothing={recipe.label_smoothing} has no effect on a loss_fn of your own"
         raise TrainingError(message, fix="Recipe(label_smoothing=0) and smooth in loss_fn")
     optimizer = recipe.optimizer_for(model)
-    with prepared(model, accelerator) as (engine, network), nothing_else_changed(model, batches):
+    with (
+        prepared(model, accelerator) as (engine, network),
+        nothing_else_changed(model, batches),
+        lessons(teacher, model, recipe, engine) as taught,
+    ):
         if recipe.epochs == 0:
             return History(start=_evaluate(model, validation, engine))
-        loop = _Loop(model, network, optimizer, recipe, loss_fn or _cross_entropy(recipe), engine)
+        loop = _Loop(model, network, optimizer, recipe, loss_fn or _cross_entropy(recipe), taught, engine)
         return loop.run(batches, validation, observer, checkpoint)
 
 
@@ -99,10 +108,11 @@ class _Loop:
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         loss_fn: LossFunction,
+        lessons: Lessons | None,
         engine: Accelerator,
     ) -> None:
         self.model, self.network, self.recipe = model, network, recipe
-        self.loss_fn, self.engine = loss_fn, engine
+        self.loss_fn, self.lessons, self.engine = loss_fn, lessons, engine
         self.plain_optimizer = optimizer
         self.optimizer = engine.prepare_optimizer(optimizer)
         self.best = _copy(model)
@@ -174,7 +184,10 @@ class _Loop:
         for group in self.plain_optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss_fn(call_model(self.network, inputs), targets)
+        outputs = call_model(self.network, inputs)
+        loss = self.loss_fn(outputs, targets)
+        if self.lessons is not None:
+            loss = self.lessons.mix(loss, outputs, inputs)
         value = loss.item()
         if math.isfinite(value):
             self.engine.backward(loss)

@@ -30,6 +30,9 @@ class Recipe:
         label_smoothing: The share of each target that is spread over all classes, in [0, 1).
         clip_norm: The longest gradient, as the 2-norm over all parameters; ``None`` for no limit.
         freeze_bn: Keep the running statistics of batch norms as they are.
+        distill: The share of the loss that comes from a teacher's outputs, in [0, 1].
+        temperature: How soft these outputs are made, positive; see
+            :func:`~secateurs.recovery.distill.distillation_loss`.
         seed: What the random numbers of each epoch follow from.
 
     Example:
@@ -47,6 +50,8 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     freeze_bn: bool = False
+    distill: float = 0.0
+    temperature: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +67,8 @@ class Recipe:
             (0 <= self.warmup_epochs < math.inf, "0 <= warmup_epochs", "warmup_epochs"),
             (0 <= self.label_smoothing < 1, "0 <= label_smoothing < 1", "label_smoothing"),
             (self.clip_norm is None or self.clip_norm > 0, "0 < clip_norm", "clip_norm"),
+            (0 <= self.distill <= 1, "0 <= distill <= 1", "distill"),
+            (0 < self.temperature < math.inf, "0 < temperature", "temperature"),
         ):
             if not holds:
                 raise TrainingError(f"`{rule}` must hold, got {name}={getattr(self, name)}")
