@@ -60,7 +60,7 @@ def ready(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def images(count: int = 24, size: int = 9) -> Tensor:
-    return torch.randn(count, 3, size, size + 1, generator=torch.Generator().manual_seed(5))
+    return torch.randn(count, 3, size, size + 3, generator=torch.Generator().manual_seed(5))
 
 
 def cut(model: nn.Module, inputs: Tensor, removed: dict[str, Any]) -> tuple[secateurs.Plan, nn.Module]:

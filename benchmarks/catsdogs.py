@@ -1,0 +1,71 @@
+"""The article's job on real photographs: train MobileNetV2 on cats and dogs, prune it, print both models.
+
+Run: python -m benchmarks.catsdogs --out runs/catsdogs [--threads 1] [--resume]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import arguments, header
+
+_TRAIN = (
+    "--model torchvision:mobilenet_v2 --head linear --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --image-size 160 "
+    "--epochs 3 --optimizer adamw --lr 0.0001 --freeze-bn"
+)
+_PRUNE = (
+    "--target macs=0.3 --iterations 3 --finetune-epochs 0 --final-epochs 5 --round-to 8 --rank-images 256 "
+    "--reconstruct-images 320 --distill 0.7 --temperature 4 --optimizer adamw --lr 0.0002 "
+    "--warmup-epochs 0.3 --freeze-bn"
+)
+_ROWS = (
+    ("test accuracy", "accuracy", lambda value: f"{value:.1%}"),
+    ("validation accuracy", "val_accuracy", lambda value: f"{value:.1%}"),
+    ("parameters", "params", lambda value: f"{value:,}"),
+    ("MACs", "macs", lambda value: f"{value / 1e6:.1f} M"),
+    ("file", "file_bytes", lambda value: f"{value / 1e6:.2f} MB"),
+    ("CPU time an image", "latency_ms", lambda value: f"{value:.2f} ms"),
+)
+
+
+def command(*words: object) -> None:
+    """One command of the tool, in a process of its own."""
+    line = [str(word) for word in words]
+    print("\n$ secateurs", *line, flush=True)
+    subprocess.run([sys.executable, "-c", "from secateurs.cli import main; main()", *line], check=True)
+
+
+def table(metrics: dict[str, dict[str, Any]]) -> None:
+    """Before, after, and how many times less."""
+    before, after = metrics["before"], metrics["after"]
+    print("\n| | before | after | times less |\n| --- | --- | --- | --- |")
+    for title, key, show in _ROWS:
+        ratio = "" if "accuracy" in key else f"{before[key] / after[key]:.2f}"
+        print(f"| {title} | {show(before[key])} | {show(after[key])} | {ratio} |")
+
+
+def main() -> None:
+    """Train and prune, or go on with what was stopped; then print the table."""
+    parser = arguments("Train MobileNetV2 on cats and dogs, prune it to 30 % of its MACs.")
+    parser.add_argument("--out", type=Path, default=Path("runs/catsdogs"), help="folder of the two runs")
+    parser.add_argument("--resume", action="store_true", help="go on with runs that were stopped")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    header("Cats and dogs: MobileNetV2, the whole job")
+    weights = args.data / "weights" / "mobilenet_v2_imagenet.safetensors"
+    common = ["--threads", args.threads, *(["--resume"] if args.resume else [])]
+    base, pruned = args.out / "trained", args.out / "pruned"
+    images = args.data / "catsdogs"
+    command("train", "--data", images, "--weights", weights, *_TRAIN.split(), *common, "--out", base)
+    command("prune", base, *_PRUNE.split(), *common, "--out", pruned)
+    table(json.loads((pruned / "metrics.json").read_text()))
+
+
+if __name__ == "__main__":
+    main()
