@@ -15,7 +15,7 @@ from secateurs.criteria.protocol import Reading
 from secateurs.errors import ScoreError
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
-from secateurs.graph.running import attention_as_written, modes_kept
+from secateurs.graph.running import attention_as_written, frozen, modes_kept
 
 
 class _Gate(torch.autograd.Function):
@@ -107,18 +107,12 @@ def _where(read: UnitRead) -> str:
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients of parameters, attention as traced; everything put back afterwards."""
-    needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        for parameter in needed:
-            parameter.requires_grad_(False)
-        with (
-            modes_kept(model),
-            attention_as_written(),
-            attention_written_out(model),
-            torch.enable_grad(),
-        ):
-            model.eval()
-            yield
-    finally:
-        for parameter, flag in needed.items():
-            parameter.requires_grad_(flag)
+    with (
+        modes_kept(model),
+        frozen(model),
+        attention_as_written(),
+        attention_written_out(model),
+        torch.enable_grad(),
+    ):
+        model.eval()
+        yield

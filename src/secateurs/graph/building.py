@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.cost import CostModel
-from secateurs.graph.counts import CountConstraint, SizeTie
 from secateurs.graph.groups import (
     NO_UNIT,
     Graph,
@@ -24,7 +23,7 @@ from secateurs.graph.groups import (
     fingerprint,
     group_names,
 )
-from secateurs.graph.integers import Attribute, Length, leaves_of
+from secateurs.graph.integers import Comparison, Constant
 from secateurs.graph.labels import LOCKED, Dim, Labels
 from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import ParameterDim, Tracer
@@ -39,6 +38,7 @@ class GroupBuilder:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
         self.values = tracer.values
+        self._pinned: set[float] = set()
         self._shapes = shapes
         self._batch = batch
 
@@ -71,7 +71,9 @@ class GroupBuilder:
         self._number(self._settled(dims))
         self._reasons = len(self._labels.reasons)
         groups = self._groups(dims)
-        ties, constraints = self._sizes(groups)
+        ties, constraints, conditions = SizeReader(
+            self._tracer, groups, self._unit_group, self.unit_factors
+        ).read()
         axes = tuple(
             (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self.unit_factors(p.labels)
         )
@@ -83,6 +85,7 @@ class GroupBuilder:
             units=self._units,
             ties=ties,
             constraints=constraints,
+            conditions=conditions,
             reads=self._reads(),
             bare_units=self._bare(),
             mixers=self._mixers(groups),
@@ -233,10 +236,6 @@ class GroupBuilder:
             source=source,
         )
 
-    def _sizes(self, groups: Sequence[Group]) -> tuple[tuple[SizeTie, ...], tuple[CountConstraint, ...]]:
-        """What the model's own integers say: attributes that follow a length, and counts that must agree."""
-        return SizeReader(self._tracer, groups, self._unit_group, self.unit_factors).read()
-
     def _lock_stuck(self, graph: Graph) -> bool:
         """Lock the groups whose constraints leave them no smaller count; whether there are any."""
         stuck = stuck_groups(graph)
@@ -282,20 +281,22 @@ class GroupBuilder:
         ]
         return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
 
-    def lengths_behind(self, number: float) -> list[Dim]:
-        """The dimensions from whose lengths `forward` computed a number, as far as is known."""
-        read = [
-            expression
+    def pin(self, number: float, where: str) -> bool:
+        """Keep the integers from which `forward` computed a number as they are.
+
+        Returns:
+            Whether such integers are known, and were not kept already.
+        """
+        found = [
+            Comparison("eq", expression, Constant(round(value)), True, where)
             for expression, value in self._tracer.book.floats
             if any(isclose(number, value**power, rel_tol=1e-9) for power in _POWERS if value > 0)
         ]
-        leaves = [leaf for expression in read for leaf in leaves_of(expression)]
-        keys = {leaf.key for leaf in leaves if isinstance(leaf, Attribute)}
-        return [leaf.dim for leaf in leaves if isinstance(leaf, Length)] + [
-            each.dim
-            for each in self._tracer.statements
-            if isinstance(each.expression, Attribute) and each.expression.key in keys
-        ]
+        if not found or number in self._pinned:
+            return False
+        self._pinned.add(number)
+        self._tracer.book.compared += found
+        return True
 
 
 def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.NDArray[np.uint64]:

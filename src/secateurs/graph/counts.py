@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from secateurs.graph.integers import evaluate, leaves_of, solve
+from secateurs.graph.integers import COMPARISONS, evaluate, leaves_of, solve
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -167,6 +167,44 @@ class CountConstraint:
         return bool(left == right) and left > 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CountCondition:
+    """A comparison in the model's code that must come out as it did, or another path is taken.
+
+    Args:
+        name: How the two are compared: ``eq``, ``lt``, ...
+        outcome: What must come out.
+        left: An expression over `Counted` lengths and `SizeTie` attributes.
+        right: The same.
+        groups: The groups, by their place in the graph, that it depends on.
+        reason: The comparison in words.
+        where: The line of the model's source.
+    """
+
+    name: str
+    outcome: bool
+    left: Any
+    right: Any
+    groups: frozenset[int]
+    reason: str
+    where: str
+
+    def holds(self, gone: Mask) -> bool:
+        """Whether it comes out as it did after a cut."""
+        return self._compare(lambda length: length.by_mask(gone))
+
+    def holds_for(self, counts: Sequence[Any]) -> bool:
+        """Whether it comes out as it did where so many units of each group are left."""
+        return self._compare(lambda length: length.by_counts(counts))
+
+    def _compare(self, length: Any) -> bool:
+        def read(leaf: Any) -> Any:
+            return _read(leaf, length)
+
+        compared = COMPARISONS[self.name](evaluate(self.left, read), evaluate(self.right, read))
+        return bool(compared) is self.outcome
+
+
 def _read(leaf: Any, length: Any) -> Any:
     """The value of a leaf, given a way to read lengths."""
     if isinstance(leaf, Counted):
@@ -183,12 +221,18 @@ class CountSystem:
 
     Args:
         sizes: The number of units of each group.
-        constraints: What must hold.
+        constraints: Counts that must agree.
+        conditions: Comparisons that must come out as they did.
     """
 
-    def __init__(self, sizes: Sequence[int], constraints: Sequence[CountConstraint]) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        constraints: Sequence[CountConstraint],
+        conditions: Sequence[CountCondition] = (),
+    ) -> None:
         self._sizes = [int(size) for size in sizes]
-        self._constraints = list(constraints)
+        self._conditions = list(conditions)
         self.components = _components(constraints)
 
     def settle(
@@ -210,6 +254,20 @@ class CountSystem:
         Returns:
             The counts; a component whose groups cannot shrink together keeps all of its units.
         """
+        wanted = list(kept)
+        while True:
+            result = self._agreeing(wanted, free, multiples, lower)
+            broken = [each for each in self._conditions if not each.holds_for(result)]
+            raised = {g for each in broken for g in each.groups if free[g] and result[g] < self._sizes[g]}
+            if not raised:
+                return result
+            for group in raised:  # one more of each is kept, until the comparison comes out as it did
+                wanted[group] = min(max(wanted[group], result[group]) + multiples[group], self._sizes[group])
+
+    def _agreeing(
+        self, kept: Sequence[int], free: Sequence[bool], multiples: Sequence[int], lower: bool
+    ) -> list[int]:
+        """Counts near the wanted ones that satisfy every constraint, whatever the conditions."""
         result = [int(k) if f else size for k, f, size in zip(kept, free, self._sizes, strict=True)]
         for component, constraints in self.components:
             if all(each.holds_for(result) for each in constraints):

@@ -45,7 +45,7 @@ class Fault:
     """A place where the model cannot follow a cut.
 
     Args:
-        groups: Names of the groups to blame.
+        groups: Names of the groups to blame; none where the builder was told what must stay instead.
         reason: What happened, in words.
         where: The line of the model's source.
     """
@@ -251,13 +251,15 @@ class _Comparison(MetaMode):
         """A number that is computed from a length changed with it, and so would what the model computes."""
         pairs = zip(record.numbers, numbers, strict=False)
         before, after = next(pair for pair in pairs if pair[0] != pair[1])
-        names = self._changed(self._builder.lengths_behind(before)) or self._changed(
-            [*record.inputs, *(dim for dims in record.outputs for dim in dims)]
-        )
-        reason = f"{record.operator} is given the number {before:.6g}, which is computed from its length"
+        where = source_line()
+        if self._builder.pin(before, where):
+            self.faults.append(Fault((), f"{record.operator} is given another number", where))
+            return
+        names = self._changed([*record.inputs, *(dim for dims in record.outputs for dim in dims)])
         if not names:
             raise RuntimeError(f"{record.operator} is given {after:.6g} instead of {before:.6g}")
-        self.faults.append(Fault(tuple(names), reason, source_line()))
+        reason = f"{record.operator} is given the number {before:.6g}, which is computed from its length"
+        self.faults.append(Fault(tuple(names), reason, where))
 
 
 def _stated(args: tuple[Any, ...]) -> list[int]:

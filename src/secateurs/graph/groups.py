@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.cost import Cost, CostModel
-from secateurs.graph.counts import CountConstraint, CountSystem, SizeTie
+from secateurs.graph.counts import CountCondition, CountConstraint, CountSystem, SizeTie
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
 Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim"]
@@ -129,6 +129,7 @@ class Graph:
     units: int
     ties: tuple[SizeTie, ...] = field(repr=False)
     constraints: tuple[CountConstraint, ...] = field(repr=False)
+    conditions: tuple[CountCondition, ...] = field(repr=False)
     reads: tuple[UnitRead, ...] = field(repr=False)
     bare_units: Indices = field(repr=False)
     mixers: Mapping[str, str] = field(repr=False)
@@ -144,7 +145,7 @@ class Graph:
     @cached_property
     def counts(self) -> CountSystem:
         """The constraints on how many units of each group are left."""
-        return CountSystem([group.size for group in self.groups], self.constraints)
+        return CountSystem([group.size for group in self.groups], self.constraints, self.conditions)
 
     def tied(self, group: Group) -> tuple[CountConstraint, ...]:
         """The constraints that tie the group's count to those of others."""

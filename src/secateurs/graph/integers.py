@@ -78,7 +78,26 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
 }
-_SIGNS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "lt": operator.lt,
+    "gt": operator.gt,
+    "le": operator.le,
+    "ge": operator.ge,
+}
+_INT_COMPARISONS = {name: getattr(int, f"__{name}__") for name in COMPARISONS}
+_SIGNS = {
+    "eq": "==",
+    "lt": "<",
+    "gt": ">",
+    "le": "<=",
+    "ge": ">=",
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "floordiv": "//",
+    "mod": "%",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,11 +115,30 @@ class Statement:
     where: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The model's code compared two integers, and may have chosen its path by the outcome.
+
+    Args:
+        name: One of `COMPARISONS`.
+        left: What was compared.
+        right: With what.
+        outcome: What came out.
+        where: The line of the model's source.
+    """
+
+    name: str
+    left: Expression
+    right: Expression
+    outcome: bool
+    where: str
+
+
 class Book:
-    """What the traced integers of one trace told: comparisons that held, and floats made of integers."""
+    """What the traced integers of one trace told: how they compared, and which floats were made of them."""
 
     def __init__(self) -> None:
-        self.equal: list[tuple[Expression, Expression, str]] = []
+        self.compared: list[Comparison] = []
         self.floats: list[tuple[Expression, float]] = []
 
 
@@ -129,10 +167,28 @@ class Traced(int):
     __hash__ = int.__hash__
 
     def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other)
-        if same is True and type(other) is Traced and other.book is self.book:
-            self.book.equal.append((self.expression, other.expression, source_line()))
-        return same
+        return self._compared("eq", other)
+
+    def __lt__(self, other: Any) -> bool:
+        return self._compared("lt", other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._compared("gt", other)
+
+    def __le__(self, other: Any) -> bool:
+        return self._compared("le", other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._compared("ge", other)
+
+    def _compared(self, name: str, other: Any) -> bool:
+        """Compare, and note it: equality with anything, an order among integers that are known."""
+        outcome: bool = _INT_COMPARISONS[name](self, other)
+        known = type(other) is Traced and other.book is self.book
+        if known or (name == "eq" and type(other) is int):
+            compared = Comparison(name, self.expression, expression_of(other), outcome, source_line())
+            self.book.compared.append(compared)
+        return outcome
 
     def __ne__(self, other: object) -> bool:
         same = self.__eq__(other)
@@ -260,6 +316,11 @@ def _inverse(name: str, target: int, known: int, on_left: bool) -> int | None:
         guess = known // target
         return guess if guess and known // guess == target else None
     return None
+
+
+def sign_of(name: str) -> str:
+    """The sign of an operator or comparison in Python."""
+    return _SIGNS[name]
 
 
 def in_words(expression: Expression) -> str:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.exchange import write_out
-from secateurs.graph.values import Answers, Recording, as_meta, compute, with_value, without_masks
+from secateurs.graph.values import Answers, Recording, as_meta, compute, value_of, with_value, without_masks
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 
@@ -73,6 +73,19 @@ def modes_kept(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient meanwhile."""
+    needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for parameter in needed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in needed.items():
+            parameter.requires_grad_(flag)
 
 
 @contextlib.contextmanager
@@ -148,10 +161,19 @@ def canonical(operator: Any) -> Any:
 
 
 def numbers_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
-    """The numbers that an operator computes with: floats, and where it works point by point integers too."""
+    """The numbers that an operator computes with: floats, and where it works point by point integers too.
+
+    Tensors of no dimensions whose value is known are numbers as well.
+    """
     kinds = (float, int) if torch.Tag.pointwise in operator.tags else float
-    values = (*args, *kwargs.values()) if kwargs else args
-    return tuple(value for value in values if isinstance(value, kinds) and not isinstance(value, bool))
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            if value.dim() == 0 and (known := value_of(value)) is not None and not known.is_complex():
+                found.append(float(known))
+        elif isinstance(value, kinds) and not isinstance(value, bool):
+            found.append(value)
+    return tuple(found)
 
 
 def results_of(out: Any) -> list[Tensor]:

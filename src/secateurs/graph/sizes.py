@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from secateurs.graph.counts import CountConstraint, Counted, SizeTie
+from secateurs.graph.counts import CountCondition, CountConstraint, Counted, SizeTie
 from secateurs.graph.groups import Graph, Group
 from secateurs.graph.integers import (
     Attribute,
@@ -18,6 +18,7 @@ from secateurs.graph.integers import (
     attributes_in,
     in_words,
     replaced,
+    sign_of,
 )
 from secateurs.graph.labels import Dim
 from secateurs.graph.tracing import Tracer
@@ -52,8 +53,8 @@ class SizeReader:
         self._ties: dict[_Key, SizeTie] = {}
         self._stated: set[_Key] = set()
 
-    def read(self) -> tuple[tuple[SizeTie, ...], tuple[CountConstraint, ...]]:
-        """The attributes that must change with a cut, and the constraints on counts."""
+    def read(self) -> tuple[tuple[SizeTie, ...], tuple[CountConstraint, ...], tuple[CountCondition, ...]]:
+        """The attributes that must change with a cut, the constraints on counts, and the conditions."""
         self._tie_plain()
         self._tie_formulas()
         constraints = []
@@ -61,8 +62,24 @@ class SizeReader:
             a, b = self._resolved(left), self._resolved(right)
             if self._differ(a, b):
                 reason = f"{in_words(left)} where {in_words(right)} is expected"
+                if isinstance(right, Constant):
+                    reason = f"a number from {in_words(left)}, which has to stay {in_words(right)}"
                 constraints.append(CountConstraint.of(a, b, reason, where))
-        return tuple(self._ties.values()), tuple(_distinct(constraints))
+        return tuple(self._ties.values()), tuple(_distinct(constraints)), tuple(self._conditions())
+
+    def _conditions(self) -> list[CountCondition]:
+        """The comparisons that must come out as they did, so that `forward` takes the path that it took."""
+        found: dict[Any, CountCondition] = {}
+        for each in self._tracer.book.compared:
+            if each.name == "eq" and each.outcome:
+                continue
+            a, b = self._resolved(each.left), self._resolved(each.right)
+            pair = CountConstraint.of(a, b, "", "")
+            if pair.groups:
+                reason = f"{in_words(each.left)} {sign_of(each.name)} {in_words(each.right)}"
+                condition = CountCondition(each.name, each.outcome, a, b, pair.groups, reason, each.where)
+                found.setdefault((each.name, each.outcome, _form(a), _form(b)), condition)
+        return list(found.values())
 
     def _counted_dim(self, dim: Dim) -> Counted:
         key = (dim.size, *(id(factor) for factor in dim.factors))  # the trace keeps these arrays alive
@@ -75,7 +92,9 @@ class SizeReader:
         """All pairs of expressions that must have one value."""
         for each in self._tracer.statements:
             yield each.expression, Length(each.dim), each.where
-        yield from self._tracer.book.equal
+        for compared in self._tracer.book.compared:
+            if compared.name == "eq" and compared.outcome:
+                yield compared.left, compared.right, compared.where
 
     # -- attributes -------------------------------------------------------------------------------
 

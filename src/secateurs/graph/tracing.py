@@ -375,6 +375,8 @@ class Tracer(MetaMode):
         self._sizes = list(traced_in((*args, *kwargs.values())))
         self._size_lists = size_lists(args, kwargs) if self._sizes else []
         self._contracted = []
+        if func in _OF_NUMBERS:
+            self.book.floats += [(size.expression, float(int(size))) for size, _ in self._sizes]
 
     def leave_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function has run: note where weights read activations."""
@@ -391,6 +393,10 @@ class Tracer(MetaMode):
         if isinstance(sizes, int):
             return self._length(dims[dim]) if dim is not None else sizes
         return torch.Size([self._length(each) for each in dims])
+
+    def count(self, tensor: Tensor) -> int:
+        """What a tensor says of its number of elements, as the product of its lengths."""
+        return prod(self._length(dim) for dim in self.dims(tensor))
 
     def _length(self, dim: Dim) -> int:
         return Traced.of(dim.size, Length(dim), self.book) if dim.factors else dim.size
@@ -422,6 +428,8 @@ class _Calls(TorchFunctionMode):
         self._tracer.enter_call(func, args, kwargs)
         out = func(*args, **kwargs)
         self._tracer.leave_call(args, kwargs)
+        if func is Tensor.numel or func is torch.numel:
+            return self._tracer.count(args[0] if args else kwargs["input"])
         if func == _SHAPE:
             return self._tracer.lengths(args[0], out)
         if func is Tensor.size:
@@ -429,4 +437,5 @@ class _Calls(TorchFunctionMode):
         return out
 
 
+_OF_NUMBERS = frozenset((torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full))
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateurs.graph import batch_size
-from secateurs.graph.running import Inputs, attention_as_written, call_model, modes_kept
+from secateurs.graph.running import Inputs, attention_as_written, call_model, frozen, modes_kept
 
 
 def parameters(model: nn.Module) -> int:
@@ -42,7 +42,15 @@ def macs(model: nn.Module, inputs: Inputs) -> int:
     """
     counter = FlopCounterMode(display=False)
     # torch's counter takes the fused operators of attention for free, so it runs as matrix products
-    with modes_kept(model), attention_as_written(), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+    # and its record of modules asks views of parameters for gradient functions that they do not have
+    with (
+        modes_kept(model),
+        frozen(model),
+        attention_as_written(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+        counter,
+    ):
         call_model(model.eval(), inputs)
     return round(counter.get_total_flops() / 2 / batch_size(inputs))
 

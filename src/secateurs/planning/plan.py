@@ -14,6 +14,7 @@ import numpy as np
 
 from secateurs.errors import PlanError
 from secateurs.graph.cost import Cost
+from secateurs.graph.counts import CountCondition, CountConstraint
 from secateurs.graph.groups import Graph, Removed, removed_places
 
 _FORMAT = 1
@@ -272,14 +273,16 @@ def _checked(graph: Graph, name: str, indices: Any) -> tuple[int, ...]:
 
 
 def _check_counts(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-    for each in graph.constraints:
+    rules: tuple[CountConstraint | CountCondition, ...] = (*graph.constraints, *graph.conditions)
+    for each in rules:
         if not each.holds(gone):
             names = ", ".join(repr(graph.groups[place].name) for place in sorted(each.groups))
-            raise PlanError(
-                f"the counts of {names} do not fit together: forward computes {each.reason}",
-                where=each.where,
-                fix="let secateurs.plan choose counts that agree",
+            problem = (
+                f"the counts of {names} do not fit together: forward computes {each.reason}"
+                if isinstance(each, CountConstraint)
+                else f"with this count of {names} forward would take another path, at {each.reason}"
             )
+            raise PlanError(problem, where=each.where, fix="let secateurs.plan choose the counts")
 
 
 def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisCut]:

@@ -229,7 +229,7 @@ class _Fit:
             multiple = self._multiples[group.name]
             kept = -(-max(group.size - count, 1) // multiple) * multiple
             counts[group.name] = group.size - min(kept, group.size)
-        if not self._graph.constraints:
+        if not (self._graph.constraints or self._graph.conditions):
             return counts
         kept_all = [group.size - counts.get(group.name, 0) for group in self._graph.groups]
         multiples = [self._multiples.get(group.name, 1) for group in self._graph.groups]
