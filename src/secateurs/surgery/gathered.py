@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from secateurs.errors import VerifyError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Indices
+from secateurs.graph.integers import attach_origins
 from secateurs.graph.labels import LOCKED, Dim, LabelArray
 from secateurs.graph.rules import find_call_rule, find_rule
 from secateurs.graph.running import (
@@ -117,16 +118,13 @@ class Follower(Tracer):
 
     def follow(self, model: nn.Module, inputs: Inputs) -> Any:
         """Run the model on inputs with values; its outputs, which keep their lengths as in any trace."""
+        attach_origins(model, self.book)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
         with watched(self):
             outputs = call_model(model, inputs)
         self.lock_outputs(outputs)
         return outputs
-
-    def lengths(self, tensor: Tensor, sizes: Any, dim: int | None = None) -> Any:
-        """Plain integers: with others, torch may take another path than in the run that follows."""
-        return sizes
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The results of one operator, with data."""

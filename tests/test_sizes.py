@@ -1,0 +1,302 @@
+"""Integers that a model's own code holds, reads off shapes and computes with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs
+from secateurs import Budget, Graph, Plan
+from secateurs.errors import PlanError
+from secateurs.graph.counts import CountConstraint, Counted, CountSystem
+from secateurs.graph.integers import Attribute, Book, Constant, Length, Operation, Traced, in_words, solve
+from secateurs.graph.labels import Dim
+
+
+class WidthOverHeads(nn.Module):
+    """``C // self.num_heads`` is computed in `forward`: the width of the stream is heads x head dimension."""
+
+    def __init__(self, width: int = 24, heads: int = 4, blocks: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(blocks))
+        self.proj = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, length, width = x.shape
+        for qkv, proj in zip(self.qkv, self.proj, strict=True):
+            each = qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
+            q, k, v = each.permute(2, 0, 3, 1, 4).unbind(0)
+            weights = (q @ k.transpose(-2, -1) * 0.4).softmax(-1)
+            x = x + proj((weights @ v).transpose(1, 2).reshape(batch, length, width))
+        return self.head(x.mean(1))
+
+
+def half(model: nn.Module, inputs: Any, share: float = 0.5, **options: Any) -> tuple[Graph, Plan, nn.Module]:
+    """Cut a model by a random ranking, with the proof."""
+    graph = secateurs.trace(model, inputs)
+    scores = secateurs.score(model, graph, "random")
+    plan = secateurs.plan(graph, scores, Budget(units=share), scope="local", **options)
+    small = secateurs.apply(model, plan)
+    assert secateurs.verify(model, small, plan, inputs).raise_if_failed().exact_expected
+    return graph, plan, small
+
+
+def kept(plan: Plan, graph: Graph) -> dict[str, int]:
+    left = {group.name: group.size for group in graph.groups}
+    return left | {cut.name: cut.kept for cut in plan.groups}
+
+
+def test_the_width_of_a_stream_stays_heads_times_head_dimension() -> None:
+    model = WidthOverHeads().eval()
+    graph, plan, small = half(model, torch.randn(2, 7, 5))
+    assert {group.kind for group in graph.groups} == {"neuron", "head", "head_dim"}
+    left = kept(plan, graph)
+    assert left == {"embed": 12, "qkv.0": 4, "qkv.0#2": 3, "qkv.1": 4, "qkv.1#2": 3}
+    assert small.heads == 4
+    assert plan.after.params < 0.4 * plan.before.params
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3, 0.1])
+def test_every_budget_gives_counts_that_agree(share: float) -> None:
+    half(WidthOverHeads().eval(), torch.randn(2, 7, 5), share)
+
+
+def test_heads_are_cut_with_the_stream_where_they_are_named() -> None:
+    graph, plan, small = half(WidthOverHeads().eval(), torch.randn(2, 7, 5), kinds={"neuron", "head"})
+    assert kept(plan, graph) == {"embed": 12, "qkv.0": 2, "qkv.0#2": 6, "qkv.1": 2, "qkv.1#2": 6}
+    assert small.heads == 2
+
+
+def test_a_cut_by_hand_whose_counts_do_not_agree_is_refused() -> None:
+    graph = secateurs.trace(WidthOverHeads().eval(), torch.randn(2, 7, 5))
+    with pytest.raises(PlanError, match=r"the counts of 'embed', .* do not fit together: forward computes"):
+        Plan.of(graph, {"embed": [0, 1]})
+
+
+def test_a_smaller_budget_never_costs_more() -> None:
+    model, inputs = WidthOverHeads().eval(), torch.randn(2, 7, 5)
+    graph = secateurs.trace(model, inputs)
+    scores = secateurs.score(model, graph, "l2")
+    macs = [
+        secateurs.plan(graph, scores, Budget(macs=share)).after.macs for share in (0.9, 0.7, 0.5, 0.3, 0.2)
+    ]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[-1] <= 0.2 * graph.cost().macs
+
+
+class UnequalWidths(nn.Module):
+    """A projection is made only where two sizes differ; a cut of half would make them equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.outside = 6, 12
+        self.conv, self.proj, self.head = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        if self.inside != self.outside:
+            x = self.proj(x)
+        return self.head(x + y.view(-1, self.outside))
+
+
+def test_a_comparison_comes_out_as_it_did() -> None:
+    model, inputs = UnequalWidths(), torch.randn(3, 6)
+    graph, plan, small = half(model, inputs)
+    assert kept(plan, graph) == {"conv": 7}
+    assert small(inputs).shape == (3, 2)
+    with pytest.raises(PlanError, match=r"forward would take another path, at inside == outside"):
+        Plan.of(graph, {"conv": range(6)})
+
+
+class NumbersFromLengths(nn.Module):
+    """Lengths used as numbers, in four ways; what they scale has to keep its length."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.make, self.read, self.free = nn.Linear(4, 12), nn.Linear(12, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x)
+        if self.way == "root":
+            x = x / math.sqrt(x.shape[-1])
+        elif self.way == "power":
+            x = x * x.size(-1) ** -0.5
+        elif self.way == "integer":
+            x = x / x.shape[1]
+        else:
+            x = x / torch.sqrt(torch.tensor(x.size(-1), dtype=torch.float32))
+        return self.free(self.read(x).relu())
+
+
+@pytest.mark.parametrize("way", ["root", "power", "integer", "tensor"])
+def test_a_length_that_is_used_as_a_number_stays(way: str) -> None:
+    graph = secateurs.trace(NumbersFromLengths(way), torch.randn(3, 4))
+    assert [group.name for group in graph.groups] == ["read"]
+    (lock,) = (each for each in graph.locked if each.parameter == "make.weight" and each.dim == 0)
+    assert "number" in lock.reason and "12" in lock.reason
+    assert lock.source.endswith("in forward")
+
+
+class HeadScaleFromStream(WidthOverHeads):
+    """The scale is computed from the width of a head, so the width stays and whole heads go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, length, width = x.shape
+        each = self.qkv[0](x).reshape(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = each.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q * (width // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        return self.head(self.proj[0]((weights @ v).transpose(1, 2).reshape(batch, length, width)).mean(1))
+
+
+def test_a_scale_from_the_width_of_a_head_leaves_whole_heads_to_cut() -> None:
+    graph, plan, _ = half(HeadScaleFromStream(blocks=1).eval(), torch.randn(2, 7, 5))
+    assert kept(plan, graph) == {"embed": 12, "qkv.0": 2, "proj.0": 12}
+
+
+@dataclass
+class Settings:
+    width: int = 8
+
+
+class SharedSettings(nn.Module):
+    """Two layers read one configuration object; only one of them is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        settings = Settings()
+        self.first, self.second = ReadsSettings(settings), ReadsSettings(settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class ReadsSettings(nn.Module):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.up, self.down = nn.Linear(4, 2 * settings.width), nn.Linear(settings.width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).split([self.settings.width, self.settings.width], -1)
+        return self.down(torch.sigmoid(gate) * value)
+
+
+def test_a_configuration_that_layers_share_changes_for_one_of_them() -> None:
+    model, inputs = SharedSettings(), torch.randn(3, 4)
+    graph = secateurs.trace(model, inputs)
+    plan = Plan.of(graph, {"first.up": [0, 2, 5]})
+    small = secateurs.apply(model, plan)
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+    assert (small.first.settings.width, small.second.settings.width) == (5, 8)
+    assert model.first.settings is model.second.settings and model.first.settings.width == 8
+
+
+class FormulaAttribute(nn.Module):
+    """An attribute that is only ever stated inside a formula: ``3 * self.width``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.make, self.read = nn.Linear(5, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.make(x).relu().view(-1, 3 * self.width))
+
+
+def test_an_attribute_inside_a_formula_is_solved_for() -> None:
+    graph, plan, small = half(FormulaAttribute(), torch.randn(2, 5))
+    assert kept(plan, graph) == {"make": 6}
+    assert small.width == 2
+    with pytest.raises(PlanError, match="do not fit together"):
+        Plan.of(graph, {"make": [0]})
+
+
+class Ranges(nn.Module):
+    """Ranges that end at an attribute, at a length, at a literal, and are counted from the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = 4
+        self.make = nn.ModuleList(nn.Linear(3, 10) for _ in range(4))
+        self.read = nn.ModuleList(nn.Linear(width, 2) for width in (4, 6, 5, 5, 3, 7, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d = (make(x).relu() for make in self.make)
+        middle = b.shape[1] // 2
+        parts = (a[:, : self.near], a[:, self.near :], b[:, :middle], b[:, middle:], c[:, :3], c[:, 3:])
+        last = d[:, -8:]
+        return sum(read(part) for read, part in zip(self.read, (*parts, last), strict=True))
+
+
+def test_ranges_are_cut_where_their_ends_can_follow() -> None:
+    graph, plan, small = half(Ranges(), torch.randn(2, 3))
+    assert [(group.name, group.size) for group in graph.groups] == [
+        ("make.0", 4), ("make.0#2", 6), ("make.1", 5), ("make.2", 7), ("make.3", 2)
+    ]  # fmt: skip
+    assert small.near == 2
+    assert kept(plan, graph)["make.2"] == 3
+
+
+# -- the pieces ---------------------------------------------------------------------------------------
+
+
+def test_arithmetic_remembers_where_it_came_from() -> None:
+    book = Book()
+    width = Traced.of(24, Length(Dim(24)), book)
+    heads = Traced.of(4, Attribute("block", "heads", None, 4), book)
+    each = width // heads
+    assert (each, width - 1, 3 * heads, -heads) == (6, 23, 12, -4)
+    assert in_words(each.expression) == "(a length of 24 // heads)"
+    assert in_words((3 * heads).expression) == "(3 * heads)"
+    assert type(width / heads) is float and type(int(each)) is int
+    assert [value for _, value in book.floats] == [24.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "right", "target", "answer"),
+    [
+        ("mul", 3, None, 12, 4),
+        ("mul", 3, None, 13, None),
+        ("add", None, 2, 9, 7),
+        ("sub", None, 2, 9, 11),
+        ("sub", 20, None, 9, 11),
+        ("floordiv", 24, None, 6, 4),
+        ("floordiv", None, 4, 6, 24),
+        ("mod", None, 4, 3, None),
+    ],
+)
+def test_formulas_are_solved_for_one_attribute(
+    name: str, left: int | None, right: int | None, target: int, answer: int | None
+) -> None:
+    unknown = Attribute("", "n", None, 1)
+    sides = [unknown if side is None else Constant(side) for side in (left, right)]
+    assert solve(Operation(name, *sides), target, lambda leaf: 0) == answer
+
+
+def test_counts_settle_on_a_solution_at_or_above_what_is_wanted() -> None:
+    sizes = [24, 4, 6, 5]
+    length = [
+        Counted(24, (), 0, ((1.0, (0,)),)),
+        Counted(4, (), 0, ((1.0, (1,)),)),
+        Counted(6, (), 0, ((1.0, (2,)),)),
+    ]
+    tie = CountConstraint.of(Operation("mul", length[1], length[2]), length[0], "", "")
+    system = CountSystem(sizes, [tie])
+    free = [True, False, True, True]
+    for wanted in range(1, 25):
+        found = system.settle([wanted, 4, max(1, wanted // 4), 3], free, [1] * 4)
+        assert found[0] == found[1] * found[2] and found[1] == 4 and found[3] == 3
+        assert found[0] >= wanted
+    assert system.settle([13, 4, 3, 3], free, [8, 1, 1, 1])[0] == 16
+    locked = [True, False, False, True]
+    assert system.settle([12, 4, 6, 3], locked, [1] * 4) == [24, 4, 6, 3]
