@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from typing import Any
 
 import numpy as np
@@ -343,6 +344,22 @@ def test_values_of_the_input_are_known_without_data_in_the_model() -> None:
     model = ReadsTheInput()
     plan = secateurs.Plan.of(secateurs.trace(model, ids), {"embed": [1, 2]})
     secateurs.verify(model, secateurs.apply(model, plan), plan, ids).raise_if_failed()
+
+
+def test_older_weight_norm_and_spectral_norm_are_part_of_the_model() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        first = nn.utils.weight_norm(nn.Conv1d(3, 8, 3))
+        second = nn.utils.spectral_norm(nn.Conv1d(8, 6, 1))
+    model, x = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv1d(6, 2, 1)), torch.randn(2, 3, 16)
+    model(x).sum().backward()
+    graph = secateurs.trace(model.eval(), x)
+    assert [(group.name, group.size) for group in graph.groups] == [("0.weight_v", 8), ("2.weight_orig", 6)]
+    plan = secateurs.Plan.of(graph, {"0.weight_v": [0, 3], "2.weight_orig": [1]})
+    small = secateurs.apply(model, plan)
+    secateurs.verify(model, small, plan, x).raise_if_failed()
+    assert (small[0].out_channels, small[2].in_channels, small[2].out_channels) == (6, 6, 5)
+    small.train()(x).sum().backward()
 
 
 class MakesATableAtTheFirstCall(nn.Module):

@@ -16,7 +16,7 @@ from secateurs.attention import MultiheadAttention, packed_weight
 def restate_sizes(model: nn.Module) -> None:
     """Set the declared sizes of torch's own modules from the shapes of their weights."""
     for module in model.modules():
-        weight = getattr(module, "weight", None)
+        weight = _weight_of(module)
         if isinstance(module, _ConvNd) and isinstance(weight, Tensor):
             first, second = int(weight.shape[0]), int(weight.shape[1])
             module.out_channels = second * module.groups if module.transposed else first
@@ -49,3 +49,11 @@ def _restate_attention(layer: MultiheadAttention) -> None:
         rows, layer.embed_dim = (int(n) for n in layer.q_proj_weight.shape)
         layer.kdim, layer.vdim = int(layer.k_proj_weight.shape[1]), int(layer.v_proj_weight.shape[1])
     layer.head_dim = rows // layer.num_heads
+
+
+def _weight_of(module: nn.Module) -> Tensor | None:
+    """The weight of a module; with torch's older weight norm and spectral norm, what it is made of."""
+    for name in ("weight_v", "weight_orig"):
+        if isinstance(module._parameters.get(name), Tensor):
+            return module._parameters[name]
+    return getattr(module, "weight", None)

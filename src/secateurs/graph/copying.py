@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType
@@ -50,6 +51,32 @@ def copy_model(
         elif share:
             memo[id(old)] = old
     return _copy_module(model, memo)
+
+
+def drop_foreign_hooks(model: nn.Module) -> None:
+    """Remove the hooks that are not part of what a private copy of a model computes.
+
+    The hooks of torch (weight norm) and of the installed library that a module's class comes from (hidden
+    states that are captured) belong to it. All others are the user's, who does not expect them to be called.
+    """
+    classes = {_package(type(module)) for module in model.modules()}
+    packages = {"torch", *(package for package in classes if _is_installed(package))}
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if _package(hook) not in packages:
+                    del hooks[key]
+
+
+def _package(thing: Any) -> str:
+    """The top-level package that a class, function, method or callable object comes from."""
+    origin = getattr(thing, "__module__", None) or type(thing).__module__
+    return str(origin).partition(".")[0]
+
+
+def _is_installed(package: str) -> bool:
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -101,6 +128,11 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         return fresh
     if isinstance(value, Tensor) and id(value) in memo:
         return memo[id(value)]
+    if (
+        isinstance(value, Tensor) and not value.is_leaf
+    ):  # left by a forward pass, as the weight of weight norm
+        memo[id(value)] = duplicate = value.detach().clone()
+        return duplicate
     if isinstance(value, nn.Module):
         return _copy_module(value, memo)
     try:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
 from secateurs.graph.exchange import write_out
 from secateurs.graph.values import Answers, Recording, as_meta, compute, value_of, with_value, without_masks
 
@@ -31,7 +31,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
-    """A copy of a model on the meta device, without data, hooks kept out of it, its attention in steps.
+    """A copy of a model on the meta device, without data and the user's hooks, its attention in steps.
 
     Args:
         model: The model; it is read only.
@@ -45,9 +45,7 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
             with_value(blank, tensor.detach().cpu().clone())
         empty[name] = nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
     duplicate = copy_model(model, empty)
-    for module in duplicate.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+    drop_foreign_hooks(duplicate)
     write_out(duplicate)
     return duplicate
 
@@ -55,6 +53,7 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
 def recorded_values(model: nn.Module, inputs: Inputs) -> list[Any]:
     """What the model answers on the real example each time its code asks for the value of a tensor."""
     twin = copy_model(model, share=True).eval()
+    drop_foreign_hooks(twin)
     write_out(twin)
     device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
     placed = tree_map_only(Tensor, lambda t: t.to(device), inputs)

@@ -40,7 +40,7 @@ from secateurs.graph.running import (
 from secateurs.graph.tracing import Tracer, watched
 from secateurs.graph.values import without_masks
 from secateurs.planning.plan import AxisCut
-from secateurs.surgery.wide import WideMode, run_wide, widened
+from secateurs.surgery.wide import WideMode, call_wide, run_wide, widened
 
 aten = torch.ops.aten
 
@@ -128,7 +128,7 @@ class Follower(Tracer):
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The results of one operator, with data."""
-        out = func(*args, **kwargs)
+        out = call_wide(func, args, kwargs)
         self._computed.append(out)
         return out
 
@@ -238,14 +238,14 @@ class Gathering(WideMode):
         """Carry out one operator: as it is, on the kept indices, or with zeros at the lost ones."""
         args = without_masks(func, args)
         if canonical(func) is None:
-            return func(*args, **kwargs)
+            return call_wide(func, args, kwargs)
         call = next(self._calls, None)
         if call is None or canonical(call.operator) is not canonical(func):
             raise NotGathered(f"the model takes another path the second time, at {func}", {})
         if any(self._places.kept(dim) is not None for dim, _ in call.mixed):
             return self._on_kept(call, args, kwargs)
         if not call.sums:
-            return func(*args, **kwargs)
+            return call_wide(func, args, kwargs)
         silent_args, silent_kwargs = self._exchange(call, args, kwargs, self._silence)
         out = func(*silent_args, **silent_kwargs)
         return args[0].copy_(out) if _writes_first(func) else out

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import VerifyError
-from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
 from secateurs.graph.running import Inputs, call_model, plain_kernels, tensors_in
 
 Forward: TypeAlias = Callable[[nn.Module, Inputs], Any]
@@ -35,7 +35,29 @@ class WideMode(TorchDispatchMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator; subclasses do it in their own way."""
-        return func(*args, **kwargs)
+        return call_wide(func, args, kwargs)
+
+
+def call_wide(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of an operator on wide floats, also where torch's own kernel takes only narrow ones."""
+    if func is _GROUPED_PRODUCT and args[0].dtype == torch.float64:
+        return _grouped_product(args[0], args[1], kwargs.get("offs", args[2] if len(args) > 2 else None))
+    return func(*args, **kwargs)
+
+
+_GROUPED_PRODUCT = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
+
+
+def _grouped_product(a: Tensor, b: Tensor, ends: Tensor | None) -> Tensor:
+    """Each run of rows of `a`, up to its end, times the matrix of its group in `b`; ``(groups, k, n)``."""
+    if ends is None or a.dim() != 2 or b.dim() != 3:
+        raise NotImplementedError("a grouped product of this form has no kernel for float64")
+    out = a.new_zeros(a.shape[0], b.shape[2])
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        out[start:end] = a[start:end] @ b[group]
+        start = end
+    return out
 
 
 def widened(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -90,15 +112,13 @@ def run_wide(
 
 
 def _double(model: nn.Module, exchanged: Mapping[str, Tensor]) -> nn.Module:
-    """A copy in evaluation mode and float64 for floating tensors, without hooks."""
+    """A copy in evaluation mode and float64 for floating tensors, without the user's hooks."""
     tensors = {name: exchanged.get(name, tensor).detach() for name, tensor in tensors_of(model).items()}
     wide = {
         name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
     }
     duplicate = copy_model(model, wide)
-    for module in duplicate.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+    drop_foreign_hooks(duplicate)
     return duplicate.eval()
 
 
