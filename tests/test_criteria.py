@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import models
 import secateurs
-from models import Toy, build, conv
+from models import build
 from secateurs import Criterion, Graph, Scores
 from secateurs.criteria import NORMALIZATIONS, names, register, unit_rows
 from secateurs.errors import ScoreError, UnknownNameError
 from secateurs.graph.running import call_model
+from toy import Toy, conv
 
 Batch = tuple[Any, Tensor]
 

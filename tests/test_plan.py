@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import models
 import secateurs
-from models import TOYS, Toy, build
+from models import TOYS, build
 from secateurs import Budget, Graph, Plan, Remove
 from secateurs.errors import ApplyError, BudgetError, PlanError
+from toy import Toy
 
 CNNS = (models.PlainVgg, models.ResidualStream, models.DenseBlock, models.DepthwiseConv, models.SqueezeExcite)
 

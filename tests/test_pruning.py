@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import models
 import secateurs
-from models import Toy, build
+from models import build
 from secateurs import Budget, Plan, Remove, Step
 from secateurs.errors import BudgetError, PlanError, VerifyError
+from toy import Toy
 
 SHARES = ("macs", "params", "units")
 

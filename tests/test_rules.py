@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
+import more_models
 import secateurs
-from models import TOYS, Toy, build
+from models import TOYS, build
 from secateurs import Graph, Plan
 from secateurs.testing import Between, Sandwich, check_rule, cuts
+from toy import Toy
 
 SHAPES = {"vector": (3, 4), "sequence": (3, 4, 10), "image": (3, 4, 8, 8), "volume": (2, 4, 4, 4, 4)}
 
@@ -274,6 +276,16 @@ def test_indices_that_are_no_prefix_of_a_grouped_convolution() -> None:
     assert small.grouped.groups == 2
     assert tuple(small.grouped.weight.shape) == (6, 2, 3, 3)
     assert torch.equal(small.grouped.weight, model.grouped.weight[[3, 4, 5, 9, 10, 11]])
+
+
+def test_the_first_and_the_last_of_six_convolution_groups_go() -> None:
+    model = build(more_models.SixConvGroups)
+    inputs = model.example()
+    graph = secateurs.trace(model, inputs)
+    small = check(model, inputs, {"stem": [0, 5]}, graph)
+    assert small.grouped.groups == 4
+    assert torch.equal(small.grouped.weight, model.grouped.weight[3:15])
+    assert torch.equal(small.stem.weight, model.stem.weight[2:10])
 
 
 class StandardizedConv(nn.Conv2d):

@@ -13,23 +13,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import models
 import secateurs
-from models import TOYS, Toy, build
+from models import TOYS, build
 from secateurs import Plan
 from secateurs.errors import ApplyError
-from secateurs.graph.running import call_model
+from secateurs.graph.running import call_model, tensors_in
+from secateurs.testing import fitting
+from toy import Toy
 
 
 def halved(model: nn.Module, inputs: Any) -> Plan:
     """Every second unit of every group that is cut by default."""
     graph = secateurs.trace(model, inputs)
     crossing = {name for group in graph.groups for name in group.crosses if name < group.name}
-    return Plan.of(
-        graph, {g.name: range(0, g.size - g.size % 2, 2) for g in graph.groups if g.name not in crossing}
-    )
+    wanted = {g.name: range(0, g.size - g.size % 2, 2) for g in graph.groups if g.name not in crossing}
+    return Plan.of(graph, fitting(graph, wanted))
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(call_model(model, inputs)) if isinstance(leaf, Tensor)]
+    return tensors_in(call_model(model, inputs))
 
 
 def loss(model: nn.Module, inputs: Any) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import models
 import secateurs
+import sequence_models
 from models import build
 from secateurs.graph.rules import registry
-from secateurs.testing import Sandwich, check_model, check_rule, cuts
+from secateurs.testing import Sandwich, check_model, check_rule, cuts, fitting
 
 
 @torch.library.custom_op("secateurs_tests::neighbours", mutates_args=())
@@ -110,6 +111,15 @@ def test_cuts_leave_a_unit_in_every_group() -> None:
     assert len(found) == 2 * len(graph.groups) + 1
     for removed in found:
         assert all(0 < len(places) < graph.by_name[name].size for name, places in removed.items())
+
+
+def test_cuts_of_tied_counts_fit_together() -> None:
+    model = build(sequence_models.AttentionWrittenOut)
+    graph = check_model(model, model.example())
+    every = [{g.name: g.size - len(removed.get(g.name, ())) for g in graph.groups} for removed in cuts(graph)]
+    assert all(kept["embed"] == kept["qkv"] * kept["qkv#2"] for kept in every)
+    assert fitting(graph, {"embed": [3, 4, 8, 9]}) != {}
+    assert {3, 4, 8, 9} <= set(fitting(graph, {"embed": [3, 4, 8, 9], "qkv": [1]})["embed"])
 
 
 def test_a_shape_that_no_layer_reads_is_refused() -> None:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 import models
 import secateurs
-from models import TOYS, Toy, build
+from models import TOYS, build
 from secateurs import Plan
 from secateurs.errors import ApplyError, VerifyError
 from secateurs.graph.rules import registry
+from secateurs.testing import fitting
+from toy import Toy
 
 CUT = {"conv1": [0, 5], "conv2": [1, 2], "fc1": [9]}
 
@@ -151,7 +153,7 @@ def test_both_models_are_left_as_they_were(toy: type[Toy]) -> None:
     model = build(toy).train()
     inputs = model.example()
     graph = secateurs.trace(model, inputs)
-    plan = Plan.of(graph, {g.name: [0] for g in graph.groups[:1]})
+    plan = Plan.of(graph, fitting(graph, {g.name: [0] for g in graph.groups[:1]}))
     small = secateurs.apply(model, plan).train()
     before = [
         {name: (id(t), t.dtype, t.clone()) for name, t in m.state_dict(keep_vars=True).items()}

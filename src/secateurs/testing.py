@@ -7,7 +7,7 @@ says what is wrong, so that they work with any test runner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from secateurs.graph.copying import tensors_of
 from secateurs.planning import Plan
 from secateurs.surgery import apply, verify
 
-__all__ = ["Between", "Sandwich", "check_model", "check_rule", "cuts"]
+__all__ = ["Between", "Sandwich", "check_model", "check_rule", "cuts", "fitting"]
 
 Between: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
 _LAYERS: dict[int, type[nn.Linear] | type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
@@ -160,14 +160,42 @@ def cuts(graph: Graph) -> list[dict[str, list[int]]]:
         graph: The graph of a model.
 
     Returns:
-        Indices of units by group name, one mapping a cut; none where nothing can be cut.
+        Indices of units by group name, one mapping a cut; none where nothing can be cut. Where counts are
+        tied, each is the cut next to the one named that fits.
     """
-    found: list[dict[str, list[int]]] = []
+    wanted: list[dict[str, list[int]]] = []
     for group in graph.groups:
         odd = [place for place in (0, 5) if place < group.size][: group.size - 1]
-        found += [{group.name: list(range(group.size // 2))}, {group.name: odd}]
+        wanted += [{group.name: list(range(group.size // 2))}, {group.name: odd}]
     if graph.groups:
-        found.append({group.name: list(range(1, group.size, 2)) for group in graph.groups})
+        wanted.append({group.name: list(range(1, group.size, 2)) for group in graph.groups})
+    return [fitting(graph, removed) for removed in wanted]
+
+
+def fitting(graph: Graph, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """A cut that is possible, next to one that may not be: counts that the model's code ties agree.
+
+    Args:
+        graph: The graph of a model.
+        removed: Indices of units by group name.
+
+    Returns:
+        The same, with units added or left out of groups whose counts are tied.
+
+    Example:
+        >>> from torch import nn
+        >>> graph = trace(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.zeros(1, 4))
+        >>> fitting(graph, {"0": [1, 3]})
+        {'0': [1, 3]}
+    """
+    kept = [group.size - len(removed.get(group.name, ())) for group in graph.groups]
+    counts = graph.counts.settle(kept, [True] * len(kept), [1] * len(kept), lower=True)
+    found = {}
+    for group, count in zip(graph.groups, counts, strict=True):
+        first = list(removed.get(group.name, ()))
+        order = first + [place for place in range(group.size) if place not in set(first)]
+        if count < group.size:
+            found[group.name] = sorted(order[: group.size - count])
     return found
 
 

@@ -423,6 +423,15 @@ def size_lists(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[int]]
     return [*found, run] if run else found
 
 
+def unflattened_sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[int]]:
+    """The whole shape that a call of `unflatten` asks for, of which its arguments hold a part."""
+    tensor, dim, sizes = (*args, *(kwargs[name] for name in ("input", "dim", "sizes") if name in kwargs))
+    if not isinstance(dim, int):  # the name of a dimension
+        return size_lists(args, kwargs)
+    place = dim % tensor.dim()
+    return [[0] * place + list(sizes) + [0] * (tensor.dim() - place - 1)]
+
+
 def set_integer(model: nn.Module, module: str, attribute: str, position: int | None, value: int) -> None:
     """Write a new size into a module's attribute, or into one item of it.
 

@@ -29,6 +29,7 @@ from secateurs.graph.integers import (
     attach_origins,
     size_lists,
     traced_in,
+    unflattened_sizes,
 )
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.running import (
@@ -373,7 +374,8 @@ class Tracer(MetaMode):
         if rule is not None:
             rule(self, args, kwargs)
         self._sizes = list(traced_in((*args, *kwargs.values())))
-        self._size_lists = size_lists(args, kwargs) if self._sizes else []
+        of_call = unflattened_sizes if func in _UNFLATTEN else size_lists
+        self._size_lists = of_call(args, kwargs) if self._sizes else []
         self._contracted = []
         if func in _OF_NUMBERS:
             self.book.floats += [(size.expression, float(int(size))) for size, _ in self._sizes]
@@ -437,5 +439,6 @@ class _Calls(TorchFunctionMode):
         return out
 
 
+_UNFLATTEN = frozenset((Tensor.unflatten, torch.unflatten))
 _OF_NUMBERS = frozenset((torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full))
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
