@@ -16,6 +16,7 @@ from secateurs.errors import ScoreError
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
 from secateurs.graph.running import attention_as_written, frozen, modes_kept
+from secateurs.graph.tracing import is_numbered
 
 
 class _Gate(torch.autograd.Function):
@@ -64,6 +65,8 @@ class Gates(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if not is_numbered(func):
+            return func(*args, **(kwargs or {}))
         reads = self._reads.get(self._call)
         self._call += 1
         if reads:

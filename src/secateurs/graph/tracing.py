@@ -380,14 +380,14 @@ class Tracer(MetaMode):
         if func in _OF_NUMBERS:
             self.book.floats += [(size.expression, float(int(size))) for size, _ in self._sizes]
 
-    def leave_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def leave_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function has run: note where weights read activations."""
         if self._contracted:
             for place, tensor in enumerate(call_tensors(args, kwargs)):
                 if not self.is_weight(tensor):
                     self.reads.append(Read(self.calls, place, self.dims(tensor), tuple(self._contracted)))
         self._contracted = []
-        self.calls += 1
+        self.calls += is_numbered(func)
 
     def lengths(self, tensor: Tensor, sizes: Any, dim: int | None = None) -> Any:
         """What a tensor says of its shape, as integers that know which dimension they are the length of."""
@@ -407,6 +407,15 @@ class Tracer(MetaMode):
 def _alike(a: Dim, b: Dim) -> bool:
     """Whether two dimensions carry the very same labels."""
     return len(a.factors) == len(b.factors) and all(x is y for x, y in zip(a.factors, b.factors, strict=True))
+
+
+def is_numbered(func: Any) -> bool:
+    """Whether a torch function call counts as one of a forward pass.
+
+    Attributes of tensors do not: a recurrent layer whose weights were exchanged, as in the trace, looks at
+    their data types once more than the model itself will.
+    """
+    return getattr(func, "__name__", "") != "__get__"
 
 
 @contextlib.contextmanager
@@ -429,7 +438,7 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         self._tracer.enter_call(func, args, kwargs)
         out = func(*args, **kwargs)
-        self._tracer.leave_call(args, kwargs)
+        self._tracer.leave_call(func, args, kwargs)
         if func is Tensor.numel or func is torch.numel:
             return self._tracer.count(args[0] if args else kwargs["input"])
         if func == _SHAPE:
