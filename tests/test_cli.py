@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import secateurs
+import tiny_net
 from secateurs.cli import app, text
 from secateurs.runs import load
 
@@ -86,6 +87,34 @@ def test_inspect_says_what_is_locked_and_why() -> None:
     assert group["kind"] == "channel"
     assert {part["role"] for part in group["slices"]} == {"producer", "carrier", "consumer"}
     assert all(lock["reason"] for lock in facts["locked"])
+
+
+def test_inspect_names_every_locked_dimension_and_what_is_tied_with_the_line_of_source() -> None:
+    arguments = ("inspect", "tiny_net:TangledNet", "--classes", 2, "--input-size", "3x8x8")
+    printed = run(*arguments).output
+    facts = json.loads(run(*arguments, "--json").output)
+    lines = Path(tiny_net.__file__).read_text().splitlines()
+
+    def line(words: str) -> str:
+        return f"tiny_net.py:{1 + next(n for n, text in enumerate(lines) if words in text)} in forward"
+
+    by_double = {f"{each['parameter']}:{each['dim']}": each for each in facts["locked"]}
+    for place in ("first.weight:0", "first.bias:0", "second.weight:1"):
+        assert by_double[place]["reason"] == "secateurs_tests.double.default has no rule"
+        assert by_double[place]["source"] == line("double(self.first(x))")
+    assert facts["unknown"] == {"secateurs_tests.double.default": line("double(self.first(x))")}
+    assert f"secateurs_tests.double.default has no rule ({line('double(self.first(x))')}):" in printed
+    for lock in facts["locked"]:
+        assert f"{lock['parameter']} dimension {lock['dim']}" in printed
+        assert lock["reason"] in printed and lock["source"] in printed
+    (tied,) = facts["tied"]
+    assert tied["reason"] == "(a length of 8 // heads) where a length of 4 is expected"
+    assert tied["groups"] == ["second", "second#2", "query"]
+    assert tied["source"] == line("layer(x).unflatten").replace("forward", "<genexpr>")
+    assert "counts that forward derives from one another:" in printed and tied["reason"] in printed
+    (condition,) = (each for each in facts["conditions"] if each["reason"] == "a length of 8 == 3")
+    assert (condition["outcome"], condition["source"]) == (False, line("if width != 3"))
+    assert f"a length of 8 == 3 ({condition['source']}):" in printed
 
 
 def test_bench_prints_a_table() -> None:

@@ -1,9 +1,11 @@
-"""A network that trains in milliseconds, by the name ``tiny_net:TinyNet``."""
+"""Networks for the commands, by names such as ``tiny_net:TinyNet``, which trains in milliseconds."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from models import double
 
 
 class TinyNet(nn.Module):
@@ -37,3 +39,26 @@ class SharedWeights(TinyNet):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) + self.again(torch.ones(1, 16))
+
+
+class TangledNet(nn.Module):
+    """An operator without a rule, a width that is derived from a number of heads, and a comparison."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.heads = 2
+        self.first, self.second = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(double(self.first(x))).flatten(2).transpose(1, 2)
+        width = x.shape[-1]
+        if width != 3:
+            x = torch.tanh(x)
+        shape = (self.heads, width // self.heads)
+        query, key, value = (
+            layer(x).unflatten(-1, shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        x = x + ((query @ key.mT).softmax(-1) @ value).transpose(1, 2).flatten(2)
+        return self.fc(x.mean(1))

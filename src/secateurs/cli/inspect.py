@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +12,7 @@ from secateurs.cli import common, text
 
 if TYPE_CHECKING:
     from secateurs.graph import Graph
-
-_SHOWN = 4
+    from secateurs.graph.counts import CountCondition, CountConstraint
 
 
 def inspect(
@@ -20,12 +21,13 @@ def inspect(
     input_size: common.InputSize = None,
     json: common.Json = False,
 ) -> None:
-    """Show what can be cut out of a model, what each unit costs, and what is locked and why.
+    """Show what can be cut out of a model, what a unit costs, which counts are tied, what is locked and why.
 
     [bold]secateurs inspect torchvision:resnet18[/bold]
 
     A unit is what leaves as a whole: a filter with all that goes with it. The last columns say how many
-    parameters and multiply-accumulates one unit of the group saves.
+    parameters and multiply-accumulates one unit of the group saves. Each reason comes with the line of the
+    model's source; names that differ in numbers alone are shown as one, [bold]--json[/bold] has all.
     """
     with common.clear_exits():
         import torch
@@ -70,7 +72,20 @@ def describe(graph: Graph) -> dict[str, Any]:
         }
         for lock in graph.locked
     ]
-    return {"params": cost.params, "macs": cost.macs, "groups": groups, "locked": locked}
+    return {
+        "params": cost.params,
+        "macs": cost.macs,
+        "groups": groups,
+        "tied": [_of_counts(graph, each) for each in graph.constraints],
+        "conditions": [{**_of_counts(graph, each), "outcome": each.outcome} for each in graph.conditions],
+        "locked": locked,
+        "unknown": dict(graph.unknown),
+    }
+
+
+def _of_counts(graph: Graph, each: CountConstraint | CountCondition) -> dict[str, Any]:
+    names = [graph.groups[place].name for place in sorted(each.groups)]
+    return {"reason": each.reason, "source": each.where, "groups": names}
 
 
 def _as_text(model: str, facts: dict[str, Any]) -> str:
@@ -95,27 +110,44 @@ def _as_text(model: str, facts: dict[str, Any]) -> str:
         ),
         "",
     ]
+    lines += _counts_lines("counts that forward derives from one another:", facts["tied"])
+    lines += _counts_lines("comparisons that must come out as they do:", facts["conditions"])
     lines.append("locked:" if facts["locked"] else "locked: nothing")
-    lines += _locked_lines(facts["locked"])
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for lock in facts["locked"]:
+        name = f"{lock['parameter']} dimension {lock['dim']}"
+        by_place.setdefault((lock["reason"], lock["source"]), []).append(name)
+    for (reason, source), names in by_place.items():
+        lines += _entry(reason, source, names)
     return "\n".join(lines)
 
 
-def _locked_lines(locked: list[dict[str, Any]]) -> list[str]:
-    """The locked dimensions by reason, and where in the model's source it lies; many names are cut short."""
-    by_reason: dict[str, list[str]] = {}
-    places: dict[str, list[str]] = {}
-    for lock in locked:
-        by_reason.setdefault(lock["reason"], []).append(f"{lock['parameter']} dimension {lock['dim']}")
-        if lock["source"] and lock["source"] not in places.setdefault(lock["reason"], []):
-            places[lock["reason"]].append(lock["source"])
-    lines = []
-    for reason, names in by_reason.items():
-        where = f" ({_some(places[reason])})" if places.get(reason) else ""
-        lines += [f"  {reason}{where}:", f"    {_some(names)}"]
-    return lines
+def _counts_lines(title: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Constraints on counts by the line of the model's source, the first of each with its words."""
+    by_line: dict[str, list[dict[str, Any]]] = {}
+    for each in entries:
+        by_line.setdefault(each["source"], []).append(each)
+    lines = [title] if entries else []
+    for source, alike in by_line.items():
+        more = f" and {len(alike) - 1} like it" if len(alike) > 1 else ""
+        names = [name for each in alike for name in each["groups"]]
+        lines += _entry(alike[0]["reason"] + more, source, names)
+    return [*lines, ""] if lines else []
 
 
-def _some(names: list[str]) -> str:
-    """The first few of many; ``--json`` has all."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _entry(reason: str, source: str, names: Iterable[str]) -> list[str]:
+    where = f" ({source})" if source else ""
+    return [f"  {reason}{where}:", f"    {', '.join(_patterns(names))}"]
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    """Names, each once; those that differ in the numbers of their paths alone as one, with their count.
+
+    Example:
+        >>> _patterns(["stem", "blocks.0.fc dimension 1", "blocks.1.fc dimension 1"])
+        ['stem', 'blocks.*.fc dimension 1 (2)']
+    """
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(re.sub(r"(?<=[._])\d+(?=[.#])|(?<=\.)\d+$", "*", name), []).append(name)
+    return [alike[0] if len(alike) == 1 else f"{pattern} ({len(alike)})" for pattern, alike in found.items()]
