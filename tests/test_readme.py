@@ -1,10 +1,11 @@
-"""The README's program runs, and prints what the README says."""
+"""The programs of the README and of the guide run, and print what is said there."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_the_first_program_is_short_and_prints_what_it_says() -> None:
     number = r"[\d.]+(e[-+]\d+)?"
     assert re.sub(number, "#", got[1]) == re.sub(number, "#", said[1])
     assert got[1].startswith("verified")
+
+
+def test_the_examples_of_extending_run_and_print_what_they_say() -> None:
+    text = (README.parent / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    known: dict[str, object] = {}
+    for (language, program), (_, output) in pairwise(blocks):
+        if language == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(program, "docs/extending.md", "exec"), known)
+            assert printed.getvalue() == output
 
 
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?:docs/)?[\w./-]+\.(?:md|png))\)", README.read_text()))
