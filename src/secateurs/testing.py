@@ -79,7 +79,8 @@ def check_rule(
         example: Input of the producer, ``(batch, features, *positions)`` with up to three positions.
         filters: Units of the producer; a number with many divisors tries more.
         exact: Whether the operator keeps units apart. One that computes across them, as a softmax over
-            channels does, must say so (`Tracer.mix`), and is checked for shapes and finite values only.
+            channels does, must say so (`Tracer.mix`); its cuts are compared with the operator on the kept
+            units alone, and no unit is nudged.
         seed: Seed of all weights; the global generator is left as it was.
 
     Returns:
@@ -126,7 +127,7 @@ def check_model(model: nn.Module, inputs: Inputs, *, graph: Graph | None = None)
     """Prove that a model is cut right: every group by itself at several places, then all at once.
 
     An empty plan must be the identity. Each cut must give the shapes and the number of parameters that its
-    plan foretells, run, and compute what the model does with the removed units silenced.
+    plan foretells, run, and compute what the model does without the removed units.
 
     Args:
         model: The model; it is left as it was.
