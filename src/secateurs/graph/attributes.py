@@ -11,11 +11,26 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from secateurs.attention import MultiheadAttention, packed_weight
+from secateurs.graph.copying import modules_of
+
+_STATING = (
+    _ConvNd,
+    _NormBase,
+    nn.Linear,
+    nn.Bilinear,
+    nn.GroupNorm,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.PReLU,
+    MultiheadAttention,
+)
 
 
 def restate_sizes(model: nn.Module) -> None:
     """Set the declared sizes of torch's own modules from the shapes of their weights."""
-    for module in model.modules():
+    for _, module in modules_of(model):
+        if not isinstance(module, _STATING):
+            continue
         weight = _weight_of(module)
         if isinstance(module, _ConvNd) and isinstance(weight, Tensor):
             first, second = int(weight.shape[0]), int(weight.shape[1])

@@ -24,7 +24,7 @@ from secateurs.graph.groups import (
     group_names,
 )
 from secateurs.graph.integers import Comparison, Constant
-from secateurs.graph.labels import LOCKED, Dim, Labels
+from secateurs.graph.labels import LOCKED, PAIRED, Dim, Labels
 from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import ParameterDim, Tracer
 
@@ -96,26 +96,31 @@ class GroupBuilder:
 
     # -- units ------------------------------------------------------------------------------------
 
-    def _settled(self, dims: Sequence[ParameterDim]) -> list[Dim]:
-        """All parameter dimensions resolved; again where resolving one found a contradiction."""
+    def _settled(self, dims: Sequence[ParameterDim]) -> list[tuple[Indices, ...]]:
+        """The factors of all parameter dimensions; again where resolving one found a contradiction."""
         while True:
             reasons = len(self._labels.reasons)
-            resolved = [self._labels.resolve(place.labels) for place in dims]
+            self._atom_of = self._labels.atoms()
+            settled = [self._resolved(place.labels) for place in dims]
             if len(self._labels.reasons) == reasons:
-                return resolved
+                return settled
 
-    def _number(self, resolved: Sequence[Dim]) -> None:
+    def _resolved(self, dim: Dim) -> tuple[Indices, ...]:
+        """The factors of a dimension as single labels."""
+        if len(dim.factors) == 1:
+            atoms: Indices = self._atom_of[dim.factors[0]]
+            if not (atoms == PAIRED).any():
+                return (atoms,) if atoms.any() else ()
+        return self._labels.resolve(dim).factors if dim.factors else ()
+
+    def _number(self, settled: Sequence[tuple[Indices, ...]]) -> None:
         """Give every free label that lives in some parameter a unit number, ordered by group."""
-        labels, places = [], []
-        for number, dim in enumerate(resolved):
-            found = _distinct(dim.factors)
-            labels.append(found)
-            places.append(np.full(len(found), number, np.int64))
+        labels = [_distinct(factors) for factors in settled]
         flat = np.concatenate(labels) if labels else np.empty(0, np.int64)
-        where = np.concatenate(places) if places else np.empty(0, np.int64)
+        where = np.repeat(np.arange(len(labels)), [len(found) for found in labels])
         free = flat != LOCKED
         atoms, inverse = np.unique(flat[free], return_inverse=True)
-        signature = _signatures(inverse, where[free], len(atoms), len(resolved)) ^ _sides(resolved, atoms)
+        signature = _signatures(inverse, where[free], len(atoms), len(settled)) ^ _sides(settled, atoms)
         first_seen = np.full(len(atoms), len(flat), np.int64)
         np.minimum.at(first_seen, inverse, np.flatnonzero(free))
         kinds, group_of = np.unique(signature, return_inverse=True)
@@ -127,24 +132,26 @@ class GroupBuilder:
         order = order[cuttable[order]]
         self._units = len(order)
         self._factors: dict[tuple[int, ...], tuple[Indices, ...]] = {}
+        self._same: dict[bytes, Indices] = {}
         self._unit_of = np.full(len(self._labels), NO_UNIT, np.int64)
         self._unit_of[atoms[order]] = np.arange(self._units)
         self._unit_group = np.unique(opening[group_of[order]], return_inverse=True)[1]
         self._atoms = atoms[order]
 
     def unit_factors(self, dim: Dim) -> tuple[Indices, ...]:
-        """A dimension's factors as unit numbers, for dimensions of any tensor of the trace."""
+        """A dimension's factors as unit numbers, for dimensions of any tensor of the trace.
+
+        Equal factors are one array, so that what is known of one dimension is known of all that follow it.
+        """
         if not dim.factors:
             return ()
-        key = tuple([id(factor) for factor in dim.factors])  # the trace keeps these arrays alive
+        key = tuple(map(id, dim.factors))  # the trace keeps these arrays alive
         if key not in self._factors:
-            atoms = self._labels.resolve(dim).factors
-            self._factors[key] = tuple(f for f in map(self._unit_of_labels, atoms) if (f != NO_UNIT).any())
+            units = [self._unit_of[atoms] for atoms in self._resolved(dim)]
+            self._factors[key] = tuple(
+                self._same.setdefault(factor.tobytes(), factor) for factor in units if factor.max() != NO_UNIT
+            )
         return self._factors[key]
-
-    def _unit_of_labels(self, atoms: Indices) -> Indices:
-        units: Indices = self._unit_of[atoms]
-        return units
 
     def lock(self, group: Group, reason: str, where: str) -> None:
         """Lock a group for a reason found after the trace; it is gone at the next `build`."""
@@ -158,10 +165,14 @@ class GroupBuilder:
         sizes = np.bincount(self._unit_group) if self._units else np.empty(0, np.int64)
         firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if self._units else np.empty(0, np.int64)
         slices: list[list[Slice]] = [[] for _ in sizes]
+        known: dict[tuple[int, ...], list[tuple[int, Indices]]] = {}  # one entry for all that are cut alike
         crossing: list[set[int]] = [set() for _ in sizes]
         for number, place in enumerate(dims):
             factors = self.unit_factors(place.labels)
-            for group, indices in self._by_group(factors, sizes):
+            key = tuple(map(id, factors))
+            if key not in known:
+                known[key] = self._by_group(factors, sizes)
+            for group, indices in known[key]:
                 slices[group].append(
                     Slice(
                         parameter=place.parameter,
@@ -192,11 +203,20 @@ class GroupBuilder:
         """For each group in a dimension the places of its units, ``(units, count)``."""
         if not factors:
             return []
-        pairs = [np.stack([factor, np.arange(len(factor))])[:, factor != NO_UNIT] for factor in factors]
-        units, places = pairs[0] if len(pairs) == 1 else np.unique(np.concatenate(pairs, axis=1), axis=1)
+        if len(factors) == 1:
+            units, places = factors[0], np.arange(len(factors[0]))
+        else:
+            pairs = np.concatenate([np.stack([factor, np.arange(len(factor))]) for factor in factors], axis=1)
+            units, places = np.unique(pairs, axis=1)
         order = np.argsort(units, kind="stable")
-        places, groups = places[order], self._unit_group[units[order]]
-        return [(int(g), places[groups == g].reshape(int(sizes[g]), -1)) for g in np.unique(groups)]
+        order = order[np.count_nonzero(units == NO_UNIT) :]
+        groups = self._unit_group[units[order]]  # ascending, as the units of a group stand side by side
+        opening = np.flatnonzero(np.diff(groups, prepend=-1))
+        parts = np.split(places[order], opening[1:])
+        return [
+            (g, part.reshape(int(sizes[g]), -1))
+            for g, part in zip(groups[opening].tolist(), parts, strict=True)
+        ]
 
     def _role(self, number: int) -> Role:
         roles = self._tracer.roles.get(number, set())
@@ -310,12 +330,12 @@ def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.N
     return table
 
 
-def _sides(dims: Sequence[Dim], atoms: Indices) -> npt.NDArray[np.uint64]:
+def _sides(settled: Sequence[tuple[Indices, ...]], atoms: Indices) -> npt.NDArray[np.uint64]:
     """A hash for each unit of the directions in which it cuts, where a dimension can be cut in several.
 
     As many heads as head dimensions would look alike without it, and be taken for one group.
     """
-    factors = [factor for dim in dims if len(dim.factors) > 1 for factor in dim.factors]
+    factors = [factor for several in settled if len(several) > 1 for factor in several]
     if not factors:
         return np.zeros(len(atoms), np.uint64)
     units = [np.searchsorted(atoms, factor[factor != LOCKED]) for factor in factors]

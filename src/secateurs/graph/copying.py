@@ -12,17 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SHARED_TYPES = (
-    int,
-    float,
-    str,
-    bool,
-    type(None),
-    torch.dtype,
-    torch.device,
-    type,
-    BuiltinFunctionType,
-    FunctionType,
+_SHARED_TYPES = frozenset(
+    (int, float, str, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType, FunctionType)
 )
 
 
@@ -59,10 +50,12 @@ def drop_foreign_hooks(model: nn.Module) -> None:
     The hooks of torch (weight norm) and of the installed library that a module's class comes from (hidden
     states that are captured) belong to it. All others are the user's, who does not expect them to be called.
     """
-    classes = {_package(type(module)) for module in model.modules()}
-    packages = {"torch", *(package for package in classes if _is_installed(package))}
-    for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+    modules = [module for _, module in modules_of(model)]
+    hooked = [hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks) if hooks]
+    if hooked:
+        classes = {_package(type(module)) for module in modules}
+        packages = {"torch", *(package for package in classes if _is_installed(package))}
+        for hooks in hooked:
             for key, hook in list(hooks.items()):
                 if _package(hook) not in packages:
                     del hooks[key]
@@ -81,14 +74,30 @@ def _is_installed(package: str) -> bool:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; one that is shared under several names appears under its first."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for source in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in source:
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[name] = tensor
+    modules = modules_of(model)
+    named: dict[int, tuple[str, Tensor]] = {}
+    for held in ("_parameters", "_buffers"):
+        for path, module in modules:
+            for name, tensor in getattr(module, held).items():
+                if tensor is not None:
+                    named.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+    return dict(named.values())
+
+
+def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``model.named_modules()`` gives, but quicker: that nests generators."""
+    found: list[tuple[str, nn.Module]] = []
+    _collect(model, "", found, set())
     return found
+
+
+def _collect(module: nn.Module, path: str, into: list[tuple[str, nn.Module]], seen: set[int]) -> None:
+    seen.add(id(module))
+    into.append((path, module))
+    prefix = f"{path}." if path else ""
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in seen:
+            _collect(child, prefix + name, into, seen)
 
 
 def _dressed(new: Tensor, old: Tensor) -> Tensor:
@@ -107,35 +116,39 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     duplicate = module.__class__.__new__(module.__class__)
     memo[id(module)] = duplicate
-    duplicate.__dict__ = {name: _copy_value(value, memo) for name, value in module.__dict__.items()}
+    duplicate.__dict__ = {
+        name: value if type(value) in _SHARED_TYPES else _copy_value(value, memo)
+        for name, value in module.__dict__.items()
+    }
     return duplicate
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _SHARED_TYPES:
+    if kind is OrderedDict or kind is dict:
+        return _copy_dict(value, memo) if value else kind()
+    if kind in _SHARED_TYPES or (kind is tuple and _SHARED_TYPES.issuperset(map(type, value))):
         return value
-    if kind is tuple and all(type(item) in _SHARED_TYPES for item in value):
-        return value
-    if kind is dict or kind is OrderedDict:
-        if not value:
-            return kind()
-        if id(value) in memo:
-            return memo[id(value)]
-        memo[id(value)] = fresh = kind()
-        for key, item in value.items():
-            fresh[key] = _copy_value(item, memo)
-        return fresh
-    if isinstance(value, Tensor) and id(value) in memo:
+    if id(value) in memo:
         return memo[id(value)]
+    if kind is set and _SHARED_TYPES.issuperset(map(type, value)):
+        return memo.setdefault(id(value), set(value))
     if (
         isinstance(value, Tensor) and not value.is_leaf
     ):  # left by a forward pass, as the weight of weight norm
-        memo[id(value)] = duplicate = value.detach().clone()
-        return duplicate
+        return memo.setdefault(id(value), value.detach().clone())
     if isinstance(value, nn.Module):
         return _copy_module(value, memo)
     try:
         return copy.deepcopy(value, memo)
     except TypeError:  # what Python cannot copy, such as an operator or a lock, is shared
         return value
+
+
+def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    memo[id(value)] = fresh = type(value)()
+    for key, item in value.items():
+        fresh[key] = _copy_value(item, memo)
+    return fresh

@@ -45,7 +45,11 @@ class Counted:
         if not units:
             return cls(size, (), size, ())
         owners = np.stack([np.where(factor >= 0, group_of[factor], _NO_VALUE) for factor in units])
-        patterns, cells = np.unique(owners, axis=1, return_counts=True)
+        if len(units) == 1:  # much quicker than columns
+            patterns, cells = np.unique(owners, return_counts=True)
+            patterns = patterns[None]
+        else:
+            patterns, cells = np.unique(owners, axis=1, return_counts=True)
         fixed, terms = 0, []
         for pattern, count in zip(patterns.T, cells, strict=True):
             groups = tuple(sorted({int(group) for group in pattern} - {_NO_VALUE}))

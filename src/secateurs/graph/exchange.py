@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from secateurs.attention import MultiheadAttention, packed_weight
+from secateurs.graph.copying import modules_of
 
 
 def write_out(model: nn.Module) -> list[MultiheadAttention]:
@@ -22,7 +23,7 @@ def write_out(model: nn.Module) -> list[MultiheadAttention]:
         The exchanged layers.
     """
     found = []
-    for module in model.modules():
+    for _, module in modules_of(model):
         if type(module) is nn.MultiheadAttention:
             module.__class__ = MultiheadAttention
             assert isinstance(module, MultiheadAttention)
@@ -52,7 +53,7 @@ def attention_written_out(model: nn.Module) -> Iterator[None]:
 
 def attention_layers(model: nn.Module) -> list[MultiheadAttention]:
     """The layers of ours in a model."""
-    return [module for module in model.modules() if isinstance(module, MultiheadAttention)]
+    return [module for _, module in modules_of(model) if isinstance(module, MultiheadAttention)]
 
 
 def fold_where_possible(model: nn.Module, heads_before: dict[MultiheadAttention, int]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from secateurs.graph.copying import modules_of
 from secateurs.graph.labels import Dim
 from secateurs.graph.running import source_line
 
@@ -345,9 +346,9 @@ def attach_origins(model: nn.Module, book: Book) -> None:
     Objects and dictionaries that a module holds, such as a configuration, are looked into one level deep;
     each module gets a copy of its own, so that it is known which module read a value.
     """
-    for path, module in model.named_modules():
+    for path, module in modules_of(model):
         for name, value in list(module.__dict__.items()):
-            if name in _MODULE_INTERNALS:
+            if name in _MODULE_INTERNALS or type(value) in _PLAIN:
                 continue
             traced = _traced(value, path, name, book)
             if traced is not None:
@@ -366,6 +367,7 @@ def attach_origins(model: nn.Module, book: Book) -> None:
 
 
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__)
+_PLAIN = frozenset((bool, float, str, type(None)))
 _NOT_HOLDERS = (nn.Module, Tensor, type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 
 

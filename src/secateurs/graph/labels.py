@@ -26,6 +26,7 @@ import numpy.typing as npt
 LabelArray: TypeAlias = npt.NDArray[np.int64]
 
 LOCKED = 0
+PAIRED = -1
 _NO_PAIR = -1
 _DEEPEST_PAIR = 24
 _WIDEST_LEVEL = 64
@@ -69,6 +70,7 @@ class Labels:
         self._second: LabelArray = np.full(1024, _NO_PAIR, np.int64)
         self._why: LabelArray = np.zeros(1024, np.int64)
         self._count = 1
+        self._has_pairs = False
         self._why[LOCKED] = 1
         self.reasons: list[tuple[str, str]] = [("", ""), ("it is a fixed size", "")]
 
@@ -98,9 +100,9 @@ class Labels:
         """The representative of each label; same shape as ``labels``."""
         roots = self._parent[labels]
         above = self._parent[roots]
-        if np.array_equal(above, roots):
+        if _equal(above, roots):
             return roots
-        while not np.array_equal(above, roots):
+        while not _equal(above, roots):
             roots, above = above, self._parent[above]
         self._parent[labels] = roots
         return roots
@@ -180,18 +182,27 @@ class Labels:
             merged = self._hook(a, b)
             if not merged.size:
                 continue
-            roots = self.find(merged)
-            np.maximum.at(self._why, roots, self._why[merged])
-            paired = self._first[merged] != _NO_PAIR
-            if paired.any():
-                old, new = merged[paired], roots[paired]
-                first, second = self._first[old], self._second[old]
-                empty = self._first[new] == _NO_PAIR
-                self._first[new[empty]], self._second[new[empty]] = first[empty], second[empty]
-                pending += [(self._first[new], first), (self._second[new], second)]
-            both = roots[(self._why[roots] > 0) & (self._first[roots] != _NO_PAIR)]
-            for root in both:  # locks reach into pairs; rare
-                self.lock_labels(np.array([self._first[root], self._second[root]]), int(self._why[root]))
+            reasons = self._why[merged]
+            if reasons.any():
+                np.maximum.at(self._why, self.find(merged), reasons)
+            if self._has_pairs:
+                pending += self._halves_to_join(merged)
+
+    def _halves_to_join(self, merged: LabelArray) -> list[tuple[LabelArray, LabelArray]]:
+        """The halves of the pairs among labels that ceased to be roots, and those that they now meet."""
+        roots = self.find(merged)
+        pending = []
+        paired = self._first[merged] != _NO_PAIR
+        if paired.any():
+            old, new = merged[paired], roots[paired]
+            first, second = self._first[old], self._second[old]
+            empty = self._first[new] == _NO_PAIR
+            self._first[new[empty]], self._second[new[empty]] = first[empty], second[empty]
+            pending = [(self._first[new], first), (self._second[new], second)]
+        both = roots[(self._why[roots] > 0) & (self._first[roots] != _NO_PAIR)]
+        for root in both:  # locks reach into pairs; rare
+            self.lock_labels(np.array([self._first[root], self._second[root]]), int(self._why[root]))
+        return pending
 
     def _hook(self, a: LabelArray, b: LabelArray) -> LabelArray:
         """Hang larger roots below smaller ones until all pairs agree; the labels that ceased to be roots.
@@ -208,6 +219,8 @@ class Labels:
             low, high = np.minimum(a, b), np.maximum(a, b)
             np.minimum.at(self._parent, high, low)
             gone.append(high)
+            if _equal(self._parent[high], low):  # as nearly always: no label met two others
+                return np.concatenate(gone) if len(gone) > 1 else high
 
     def _index_labels(self, dim: Dim) -> LabelArray:
         """One label an index: the factor itself, or pairs of the factors where there are several."""
@@ -226,7 +239,7 @@ class Labels:
 
     def _without_locked_halves(self, labels: LabelArray) -> LabelArray:
         """Labels that stand for a pair of which one half is locked, exchanged for the other half."""
-        while True:
+        while self._has_pairs:
             roots = self.find(labels)
             paired = (self._first[roots] != _NO_PAIR) & (self._why[roots] == 0)
             if not paired.any():
@@ -237,11 +250,22 @@ class Labels:
                 return labels
             labels = roots.copy()
             labels[np.flatnonzero(paired)[lone]] = np.where(self._why[first] > 0, second, first)[lone]
+        return labels
 
     def _pair(self, first: LabelArray, second: LabelArray) -> LabelArray:
+        self._has_pairs = True
         pairs = self.new(len(first))
         self._first[pairs], self._second[pairs] = first, second
         return pairs
+
+    def atoms(self) -> LabelArray:
+        """What every label stands for now: a single free label, `LOCKED`, or `PAIRED` where it is a pair.
+
+        One look-up in this table resolves a dimension, unless it has several factors or meets a pair.
+        """
+        roots = self.find(np.arange(self._count))
+        single = np.where(self._first[roots] == _NO_PAIR, roots, PAIRED)
+        return np.where(self._why[roots] == 0, single, LOCKED)
 
     def resolve(self, dim: Dim) -> Dim:
         """The dimension with its factors reduced to single free labels; locked labels read `LOCKED`.
@@ -338,3 +362,8 @@ class Labels:
         factors = tuple(factor[index] for factor in dim.factors)
         size = len(factors[0]) if factors else len(np.arange(dim.size)[index])
         return Dim(size, factors if size > 1 else (), dim.sources)
+
+
+def _equal(a: LabelArray, b: LabelArray) -> bool:
+    """Whether two arrays of one shape hold the same; for short ones several times quicker than numpy's."""
+    return a.tobytes() == b.tobytes()

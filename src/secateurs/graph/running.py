@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -184,20 +184,19 @@ def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments of a call, in a fixed order."""
     found: list[Tensor] = []
     _collect(args, found)
-    for value in kwargs.values():
-        _collect(value, found)
+    if kwargs:
+        _collect(kwargs.values(), found)
     return found
 
 
-def _collect(value: Any, into: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        into.append(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, into)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, into)
+def _collect(values: Iterable[Any], into: list[Tensor]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            into.append(value)
+        elif isinstance(value, (tuple, list)):
+            _collect(value, into)
+        elif isinstance(value, dict):
+            _collect(value.values(), into)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

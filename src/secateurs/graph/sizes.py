@@ -82,9 +82,9 @@ class SizeReader:
         return list(found.values())
 
     def _counted_dim(self, dim: Dim) -> Counted:
-        key = (dim.size, *(id(factor) for factor in dim.factors))  # the trace keeps these arrays alive
+        units = self._unit_factors(dim)
+        key = (dim.size, *map(id, units))  # equal arrays are one
         if key not in self._counted:
-            units = self._unit_factors(dim)
             self._counted[key] = Counted.of(dim.size, units, self._group_of, self._sizes)
         return self._counted[key]
 

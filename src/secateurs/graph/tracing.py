@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
-from secateurs.graph.copying import tensors_of
+from secateurs.graph.copying import modules_of, tensors_of
 from secateurs.graph.integers import (
     Attribute,
     Book,
@@ -176,7 +176,7 @@ class Tracer(MetaMode):
 
     def _watch_plain_norms(self, model: nn.Module) -> None:
         """Norms without a tensor of their own still state their size, and compare it with what comes in."""
-        for path, module in model.named_modules():
+        for path, module in modules_of(model):
             if isinstance(module, _NormBase) and not module.affine and not module.track_running_stats:
 
                 def tie(norm: Any, args: Any, path: str = path) -> None:
