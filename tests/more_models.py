@@ -200,3 +200,18 @@ class LossesInTraining(Toy):
         if not self.training:
             return classes
         return {"classes": classes.square().mean(), "guide": self.guide(features).square().mean()}
+
+
+class IdleLayerBesideBatchNorm(Toy):
+    """What no pass uses is looked for in training too, where a batch norm counts its batches in place."""
+
+    GROUPS = (units("conv", 8, "conv.weight:0", "head.fc.weight:1", "conv.bias:0 norm:norm"),)
+    LOCKED: ClassVar = {"idle.weight:0": "does not use it"}
+    MACS = PIXELS * 8 * 3 * 9 + 8 * 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.idle, self.head = conv(3, 8), nn.BatchNorm2d(8), nn.Linear(3, 3), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.conv(x))))

@@ -221,6 +221,7 @@ class Tracer(MetaMode):
         for tensor in operands:
             if self.is_weight(tensor):
                 self._used.update(*(dim.sources for dim in self.dims(tensor)))
+        numbers = numbers_of(func, args, kwargs)  # before the operator changes them in place
         out = self.compute(func, args, kwargs)
         self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
         contractions = len(self.contractions)
@@ -243,7 +244,6 @@ class Tracer(MetaMode):
         results = results_of(out)
         dims = tuple(self.dims(result) for result in results)
         dtypes = tuple(result.dtype for result in results)
-        numbers = numbers_of(func, args, kwargs)
         self._records.append(Record(name, numbers, dims, dtypes, isinstance(out, Tensor), incoming))
         return out
 
