@@ -126,11 +126,10 @@ def test_a_mask_with_heads_of_its_own_locks_them() -> None:
     assert not any(group.kind == "head" for group in graph.groups)
 
 
-def test_the_width_of_heads_is_cut_where_the_scale_is_stated() -> None:
-    stated = groups_of(Attention(heads=4, scale=0.4), torch.randn(2, 6, 8))
-    assert list(stated.values()) == [("head", 4), ("head_dim", 6), ("neuron", 6)]
-    derived = groups_of(Attention(heads=4), torch.randn(2, 6, 8))
-    assert list(derived.values()) == [("head", 4), ("neuron", 6)]
+@pytest.mark.parametrize("options", [{"scale": 0.4}, {}])
+def test_the_width_of_heads_is_cut_whether_the_scale_is_stated_or_not(options: dict[str, float]) -> None:
+    found = groups_of(Attention(heads=4, **options), torch.randn(2, 6, 8))
+    assert list(found.values()) == [("head", 4), ("head_dim", 6), ("neuron", 6)]
 
 
 @pytest.mark.parametrize(("shared", "cut"), [(2, []), (4, [4])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -65,14 +66,28 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
 
 
 def _traced(model: nn.Module, inputs: Inputs) -> Tracer:
-    """A finished trace; where the code asks for values that depend on weights, the model is run on them."""
-    tracer = Tracer(find_rule, find_call_rule)
-    try:
-        tracer.trace(empty_copy(model).eval(), inputs)
-    except UnknownValueError:
-        tracer = Tracer(find_rule, find_call_rule, recorded_values(model, inputs))
-        tracer.trace(empty_copy(model).eval(), inputs)
-    return tracer
+    """A finished trace, begun again where more has to be known.
+
+    Where the code asks for values that depend on weights, the model is run on them; where something derives a
+    scale from a length, the rows of parameters are followed.
+    """
+    values: list[Any] | None = None
+    follow_rows = False
+    while True:
+        tracer = Tracer(find_rule, find_call_rule, values, follow_rows)
+        try:
+            tracer.trace(empty_copy(model).eval(), inputs)
+        except UnknownValueError:
+            if values is not None:
+                raise
+            values = recorded_values(model, inputs)
+            continue
+        except Exception:
+            if not tracer.needs_rows:
+                raise
+        if not tracer.needs_rows:
+            return tracer
+        follow_rows = True
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.cost import CostModel
+from secateurs.graph.counts import Counted, Rescaling
 from secateurs.graph.groups import (
     NO_UNIT,
     Graph,
@@ -92,6 +93,7 @@ class GroupBuilder:
             axes=axes,
             costs=self._costs(dims),
             unknown=dict(self._tracer.unknown),
+            rescalings=self._rescalings(groups),
         )
 
     # -- units ------------------------------------------------------------------------------------
@@ -290,6 +292,15 @@ class GroupBuilder:
             for name in group_names(groups, self.unit_factors(dim)):
                 found.setdefault(name, operator)
         return found
+
+    def _rescalings(self, groups: Sequence[Group]) -> tuple[Rescaling, ...]:
+        """What makes up for scales that are derived from lengths, as far as these can change."""
+        sizes = np.asarray([group.size for group in groups], np.int64)
+        return tuple(
+            Rescaling(Counted.of(dim.size, units, self._unit_group, sizes), places)
+            for dim, places in self._tracer.rescalings
+            if (units := self.unit_factors(dim))
+        )
 
     def _costs(self, dims: Sequence[ParameterDim]) -> CostModel:
         trainable: dict[str, list[tuple[int, tuple[Indices, ...]]]] = {}

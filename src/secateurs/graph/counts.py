@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -102,6 +102,23 @@ class SizeTie:
     def after(self, gone: Mask) -> int:
         """The integer after a cut."""
         return int(_read(self, lambda length: length.by_mask(gone)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rescaling:
+    """Rows that make up for a scale which a kernel derives from a length: ``1 / sqrt(length)``.
+
+    Args:
+        length: The length.
+        places: Parameters, dimensions of them, and indices of these before the cut.
+    """
+
+    length: Counted
+    places: tuple[tuple[str, int, Indices], ...]
+
+    def factor(self, gone: Mask) -> float:
+        """What these rows are multiplied by with a cut."""
+        return sqrt(self.length.by_mask(gone) / self.length.size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -166,8 +166,8 @@ class _Comparison(MetaMode):
         record = self._records[self._next]
         self._next += 1
         wanted = [[self._length(dim) for dim in result] for result in record.outputs]
-        if (numbers := numbers_of(func, args, kwargs)) != record.numbers:
-            self._blame_number(record, numbers)
+        if record.numbers is not None and (numbers := numbers_of(func, args, kwargs)) != record.numbers:
+            self._blame_number(record, record.numbers, numbers)
         try:
             out = compute(func, args, kwargs, self.answers)
         except Exception as error:
@@ -247,9 +247,9 @@ class _Comparison(MetaMode):
         else:
             raise RuntimeError(reason) from error
 
-    def _blame_number(self, record: Record, numbers: Sequence[float]) -> None:
+    def _blame_number(self, record: Record, expected: Sequence[float], numbers: Sequence[float]) -> None:
         """A number that is computed from a length changed with it, and so would what the model computes."""
-        pairs = zip(record.numbers, numbers, strict=False)
+        pairs = zip(expected, numbers, strict=False)
         before, after = next(pair for pair in pairs if pair[0] != pair[1])
         where = source_line()
         if self._builder.pin(before, where):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.cost import Cost, CostModel
-from secateurs.graph.counts import CountCondition, CountConstraint, CountSystem, SizeTie
+from secateurs.graph.counts import CountCondition, CountConstraint, CountSystem, Rescaling, SizeTie
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
 Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim"]
@@ -136,6 +136,7 @@ class Graph:
     axes: tuple[tuple[str, int, tuple[Indices, ...]], ...] = field(repr=False)
     costs: CostModel = field(repr=False)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    rescalings: tuple[Rescaling, ...] = field(default=(), repr=False)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

@@ -32,6 +32,7 @@ from secateurs.graph.integers import (
     unflattened_sizes,
 )
 from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.running import (
     Inputs,
     MetaMode,
@@ -72,10 +73,13 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One operator call: what came out, what labelled dimensions went in, and what numbers it was given."""
+    """One operator call: what came out, what labelled dimensions went in, and what numbers it was given.
+
+    The numbers are None where they may change with a cut, because something makes up for it.
+    """
 
     operator: Any
-    numbers: tuple[float, ...]
+    numbers: tuple[float, ...] | None
     outputs: tuple[tuple[Dim, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     is_single: bool
@@ -115,6 +119,8 @@ class Tracer(MetaMode):
         call_rules: The same for torch functions, for what their operators no longer show.
         values: What the model's code was answered on the real example each time it asked for the value of a
             tensor; None where it has not been asked.
+        follow_rows: Whether to follow which rows of parameters make a tensor; only what derives a scale from
+            a length needs it.
     """
 
     def __init__(
@@ -122,9 +128,14 @@ class Tracer(MetaMode):
         rules: Callable[[Any], Rule | None],
         call_rules: Callable[[Any], Any | None] = lambda function: None,
         values: Sequence[Any] | None = None,
+        follow_rows: bool = False,
     ) -> None:
         super().__init__()
         self.values = values
+        self.needs_rows = False
+        self.rescalings: list[tuple[Dim, Places]] = []
+        self._rows = Provenance(self.is_weight) if follow_rows else None
+        self._derives_scale = False
         self._rules, self._call_rules = rules, call_rules
         self.labels = Labels()
         self.parameter_dims: list[ParameterDim] = []
@@ -173,6 +184,10 @@ class Tracer(MetaMode):
                 setattr(self, name, kept)
         for place in self._unused():
             self.labels.lock(place.labels, "the forward pass does not use it")
+        if self._rows is not None:
+            self.rescalings, left = self._rows.settle(self.labels)
+            for call in left:
+                self.labels.lock(call.length, "attention derives its scale from this length", call.where)
 
     def _watch_plain_norms(self, model: nn.Module) -> None:
         """Norms without a tensor of their own still state their size, and compare it with what comes in."""
@@ -202,6 +217,8 @@ class Tracer(MetaMode):
         for tensor in tensors_in(outputs):
             for dim in self.dims(tensor):
                 self.labels.lock(dim, "it is an output of the model")
+            if self._rows is not None:
+                self._rows.fix(tensor)
 
     def _unused(self) -> list[ParameterDim]:
         return [place for number, place in enumerate(self.parameter_dims) if number not in self._used]
@@ -213,6 +230,8 @@ class Tracer(MetaMode):
             self.parameter_dims.append(ParameterDim(name, axis, size, dim))
             dims.append(dim)
         setattr(tensor, _LABELS, (tuple(dims), True))
+        if self._rows is not None:
+            self._rows.register(name, tensor)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator and let its rule follow the labels."""
@@ -221,7 +240,8 @@ class Tracer(MetaMode):
         for tensor in operands:
             if self.is_weight(tensor):
                 self._used.update(*(dim.sources for dim in self.dims(tensor)))
-        numbers = numbers_of(func, args, kwargs)  # before the operator changes them in place
+        # before the operator changes them in place
+        numbers = None if self._derives_scale else numbers_of(func, args, kwargs)
         out = self.compute(func, args, kwargs)
         self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
         contractions = len(self.contractions)
@@ -238,6 +258,8 @@ class Tracer(MetaMode):
             for result in results_of(out):  # fewer numbers drawn are other numbers
                 for dim in self.dims(result):
                     self.mix(dim, "drawing random numbers")
+        if self._rows is not None and not self._derives_scale:
+            self._rows.follow(func, args, kwargs, out)
         name = canonical(func)
         if name is None:
             return out
@@ -300,6 +322,23 @@ class Tracer(MetaMode):
         """The units of this dimension are of a kind of their own, such as ``head``."""
         if dim.factors:
             self.kinds.append((dim, kind))
+
+    def derive_scale(self, query: Tensor, key: Tensor, others: Sequence[Any]) -> None:
+        """Attention without a stated scale: its queries or its keys are rescaled with the length of a head.
+
+        Args:
+            query: The queries.
+            key: The keys.
+            others: Everything else that the call is given.
+        """
+        length = self.dims(query)[-1]
+        if not length.factors:
+            return
+        if self._rows is None:
+            self.needs_rows = True
+            raise RowsNeededError
+        self._rows.attend(query, key, others, length, source_line())
+        self._derives_scale = True
 
     def add_role(self, dims: Sequence[Dim], role: str) -> None:
         """Note what a weight's dimensions do: produce, carry or consume units."""
@@ -370,6 +409,7 @@ class Tracer(MetaMode):
 
     def enter_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
+        self._derives_scale = False
         rule = self._call_rules(func)
         if rule is not None:
             rule(self, args, kwargs)
@@ -387,6 +427,7 @@ class Tracer(MetaMode):
                 if not self.is_weight(tensor):
                     self.reads.append(Read(self.calls, place, self.dims(tensor), tuple(self._contracted)))
         self._contracted = []
+        self._derives_scale = False
         self.calls += is_numbered(func)
 
     def lengths(self, tensor: Tensor, sizes: Any, dim: int | None = None) -> Any:

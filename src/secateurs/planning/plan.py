@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from secateurs.graph.counts import CountCondition, CountConstraint
 from secateurs.graph.groups import Graph, Removed, removed_places
 
 _FORMAT = 1
+_Factors: TypeAlias = dict[tuple[str, int], dict[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,26 @@ class AxisCut:
     size: int
     removed: tuple[int, ...]
     silenced: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScale:
+    """Rows that are multiplied with the cut, to make up for a scale that is derived from a length.
+
+    An attention kernel that is given no scale takes ``1 / sqrt(d)`` of heads of length ``d``: where they are
+    cut to ``d'``, the rows of the queries are multiplied by ``sqrt(d' / d)``.
+
+    Args:
+        parameter: Name of the parameter or buffer.
+        dim: The dimension.
+        indices: The rows, as indices before the cut, ascending; rows that leave are left out.
+        factor: What they are multiplied by.
+    """
+
+    parameter: str
+    dim: int
+    indices: tuple[int, ...]
+    factor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +108,7 @@ class Plan:
         before: Cost of the model.
         after: Forecast of the pruned model's cost.
         source: Where the plan came from: criterion, budget, scope, ...
+        rescaled: Rows that are multiplied by a factor.
 
     Example:
         >>> import torch
@@ -106,6 +128,7 @@ class Plan:
     before: Cost
     after: Cost
     source: Mapping[str, Any] = field(default_factory=dict)
+    rescaled: tuple[RowScale, ...] = ()
 
     def __len__(self) -> int:
         """Units that leave."""
@@ -157,6 +180,7 @@ class Plan:
             before=graph.cost(),
             after=graph.costs.evaluate(gone),
             source=dict(source or {}),
+            rescaled=_row_scales(graph, gone),
         )
 
     def then(self, following: Plan) -> Plan:
@@ -200,6 +224,7 @@ class Plan:
             before=self.before,
             after=following.after,
             source={**self.source, **following.source},
+            rescaled=_compose_scales(self, following, axes),
         )
 
     def to_json(self) -> str:
@@ -228,6 +253,10 @@ class Plan:
                 before=Cost(**data["before"]),
                 after=Cost(**data["after"]),
                 source=data["source"],
+                rescaled=tuple(
+                    RowScale(**{**each, "indices": tuple(each["indices"])})
+                    for each in data.get("rescaled", ())  # older plans rescale nothing
+                ),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
@@ -300,6 +329,52 @@ def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisC
             )
             cuts.append(cut)
     return cuts
+
+
+def _row_scales(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[RowScale, ...]:
+    """The rows that stay and are rescaled."""
+    factors: _Factors = {}
+    lost = {
+        (name, dim): removed_places(units, gone, graph.parameters[name][dim])
+        for name, dim, units in graph.axes
+    }
+    for each in graph.rescalings:
+        factor = each.factor(gone)
+        for name, dim, indices in each.places if factor != 1 else ():
+            leaving = lost.get((name, dim))
+            staying = indices if leaving is None else indices[~leaving[indices]]
+            factors.setdefault((name, dim), {}).update(dict.fromkeys(staying.tolist(), factor))
+    return _as_scales(factors)
+
+
+def _compose_scales(
+    first: Plan, second: Plan, axes: Mapping[tuple[str, int], AxisCut]
+) -> tuple[RowScale, ...]:
+    """The factors of two cuts, one after the other, of the rows that both leave."""
+    factors: _Factors = {}
+    earlier = {(axis.parameter, axis.dim): axis for axis in first.axes}
+    for plan in (first, second):
+        for scale in plan.rescaled:
+            key = scale.parameter, scale.dim
+            axis = earlier.get(key) if plan is second else None
+            indices = scale.indices if axis is None else _in_first(axis.size, axis.removed, scale.indices)
+            rows = factors.setdefault(key, {})
+            for index in indices:
+                rows[index] = rows.get(index, 1.0) * scale.factor
+    for key, rows in factors.items():
+        for index in axes[key].removed if key in axes else ():
+            rows.pop(index, None)
+    return _as_scales(factors)
+
+
+def _as_scales(factors: _Factors) -> tuple[RowScale, ...]:
+    """One entry for all rows of a dimension that have the same factor."""
+    found = []
+    for (name, dim), rows in factors.items():
+        for factor in sorted(set(rows.values())):
+            indices = tuple(sorted(index for index, each in rows.items() if each == factor))
+            found.append(RowScale(parameter=name, dim=dim, indices=indices, factor=factor))
+    return tuple(found)
 
 
 def _listed(places: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, ...]:

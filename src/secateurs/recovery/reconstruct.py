@@ -99,7 +99,8 @@ def reconstruct(
     unexplained = {}
     for name in layers:
         if name in watch.moments:
-            unexplained[name] = _refit(name, watch, layers[name], smaller, cuts, ridge)
+            factors = _row_factors(plan, f"{name}.weight", len(layers[name].weight))
+            unexplained[name] = _refit(name, watch, layers[name], smaller, cuts, factors, ridge)
     return Refit(unexplained=unexplained, left=tuple(name for name in names if name not in unexplained))
 
 
@@ -216,6 +217,7 @@ def _refit(
     layer: _Layer,
     smaller: nn.Module,
     cuts: dict[tuple[str, int], tuple[int, ...]],
+    factors: Tensor,
     ridge: float,
 ) -> float:
     """Write the best weights; gives the share of the variance that they do not explain."""
@@ -223,7 +225,8 @@ def _refit(
     rows = _kept(layer.weight.shape[0], cuts.get((f"{name}.weight", 0), ()))
     size = layer.weight[0, 0].numel()
     kept = _kept(layer.weight.shape[1], cuts[f"{name}.weight", 1]).repeat_interleave(size)
-    weight = layer.weight.detach().double().cpu().flatten(1)[rows]  # (C_out kept, columns)
+    weight = layer.weight.detach().double().cpu().flatten(1) * factors[:, None]
+    weight = weight[rows]  # (C_out kept, columns)
     home = _home_of_shift(target, smaller, watch.norms.get(name))
     mean, spread = watch.moments[name].centred(shift=home is not None)
     inner, across = spread[kept][:, kept], spread[kept][:, ~kept]
@@ -237,6 +240,15 @@ def _refit(
     apart[:, kept] -= new
     whole = ((weight @ spread) * weight).sum()
     return float(((apart @ spread) * apart).sum() / whole) if whole > 0 else 0.0
+
+
+def _row_factors(plan: Plan, parameter: str, size: int) -> Tensor:
+    """What the cut multiplies each row of a weight by, to make up for a derived scale."""
+    factors = torch.ones(size, dtype=torch.float64)
+    for each in plan.rescaled:
+        if (each.parameter, each.dim) == (parameter, 0):
+            factors[list(each.indices)] *= each.factor
+    return factors
 
 
 def _home_of_shift(target: _Layer, smaller: nn.Module, norm: str | None) -> tuple[Tensor, int] | None:

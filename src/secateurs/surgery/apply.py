@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,14 +14,15 @@ from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.exchange import fold_where_possible, write_out
 from secateurs.graph.groups import fingerprint
 from secateurs.graph.integers import set_integer
-from secateurs.planning.plan import Plan
+from secateurs.planning.plan import Plan, RowScale
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller model.
 
-    Every parameter and buffer that the plan names is sliced once; the others are copied. Nothing is masked:
-    the result is an ordinary model of the same class. A ``torch.nn.MultiheadAttention`` whose heads and
+    Every parameter and buffer that the plan names is sliced once; the others are copied. Rows that make up
+    for a scale which is derived from a length are multiplied in the same pass. Nothing is masked: the result
+    is an ordinary model of the same class. A ``torch.nn.MultiheadAttention`` whose heads and
     stream no longer fit together becomes a `secateurs.attention.MultiheadAttention` with the same parameters.
 
     Args:
@@ -97,7 +100,23 @@ def _slices(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     for axis in plan.axes:
         places = np.delete(np.arange(axis.size), np.asarray(axis.removed, np.int64))
         kept.setdefault(axis.parameter, []).append((axis.dim, torch.from_numpy(places)))
-    return {name: _take(tensors[name].detach(), cuts) for name, cuts in kept.items()}
+    scaled = rescaled(tensors, plan.rescaled)
+    return {
+        name: _take(scaled.get(name, tensors[name].detach()), kept.get(name, []))
+        for name in {**kept, **scaled}
+    }
+
+
+def rescaled(tensors: Mapping[str, Tensor], scales: Sequence[RowScale]) -> dict[str, Tensor]:
+    """Tensors of which some rows are multiplied, at their full size; products are rounded to their dtype."""
+    found: dict[str, Tensor] = {}
+    for each in scales:
+        tensor = found.get(each.parameter, tensors[each.parameter].detach())
+        rows = torch.tensor(each.indices, device=tensor.device)
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        grown = (tensor.index_select(each.dim, rows).to(wide) * each.factor).to(tensor.dtype)
+        found[each.parameter] = tensor.index_copy(each.dim, rows, grown)
+    return found
 
 
 def _take(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:

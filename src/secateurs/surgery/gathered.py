@@ -126,6 +126,9 @@ class Follower(Tracer):
         self.lock_outputs(outputs)
         return outputs
 
+    def derive_scale(self, query: Tensor, key: Tensor, others: Sequence[Any]) -> None:
+        """The original at its full size keeps its scale, so that nothing has to make up for another."""
+
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The results of one operator, with data."""
         out = call_wide(func, args, kwargs)

@@ -7,7 +7,7 @@ given the kept ones alone (see `secateurs.surgery.gathered`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from secateurs.errors import SecateursError, VerifyError
 from secateurs.graph import trace
-from secateurs.graph.copying import tensors_of
+from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.groups import Graph, Indices
 from secateurs.graph.running import Inputs
-from secateurs.planning.plan import AxisCut, Plan
-from secateurs.surgery.apply import apply, check_fits
+from secateurs.planning.plan import AxisCut, Plan, RowScale
+from secateurs.surgery.apply import apply, check_fits, rescaled
 from secateurs.surgery.gathered import NotGathered, run_gathered
 from secateurs.surgery.wide import run_wide
 
@@ -159,6 +159,7 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
 def _silenced(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     """The first way: the units' consumers read zero."""
     whole = run_wide(original, inputs, "the original")
+    original = _rounded_alike(original, plan.rescaled)
     zeroed = _zeroed(tensors_of(original), plan)
     outputs = run_wide(original, inputs, "the silenced original", exchanged=zeroed)
     return _Without(whole=whole, outputs=outputs)
@@ -176,6 +177,18 @@ def _zeroed(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     return changed
 
 
+def _rounded_alike(original: nn.Module, scales: Sequence[RowScale]) -> nn.Module:
+    """The original with rescaled rows as the pruned model's dtype holds them, back at their old scale.
+
+    So the comparison does not count what rounding ``row * factor`` costs, which is much in bfloat16.
+    """
+    if not scales:
+        return original
+    tensors = {name: tensor.double() for name, tensor in rescaled(tensors_of(original), scales).items()}
+    back = [replace(each, factor=1 / each.factor) for each in scales]
+    return copy_model(original, {**tensors, **rescaled(tensors, back)}, share=True)
+
+
 def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     """The second way: operators that mix units are given the kept ones alone.
 
@@ -184,7 +197,7 @@ def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     unproved: dict[str, str] = {}
     before: list[Tensor] | None = None
     parts: _Parts | None = None
-    model, axes = original, plan.axes
+    model, axes = _rounded_alike(original, plan.rescaled), plan.axes
     while True:
         try:
             whole, outputs = run_gathered(model, axes, inputs)
@@ -197,7 +210,9 @@ def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
             names = parts.behind(failure, unproved)
             unproved.update(dict.fromkeys(names, str(failure)))
             cut = parts.only(unproved)
-            model, axes = apply(original, cut), _what_is_left(plan, cut)
+            done = {(each.parameter, each.dim, each.factor) for each in cut.rescaled}
+            left = [s for s in plan.rescaled if (s.parameter, s.dim, s.factor) not in done]
+            model, axes = apply(_rounded_alike(original, left), cut), _what_is_left(plan, cut)
         else:
             return _Without(whole=before or whole, outputs=outputs, unproved=unproved)
 
@@ -241,7 +256,7 @@ class _Parts:
     def only(self, names: Mapping[str, str]) -> Plan:
         """The part of the plan that cuts these groups."""
         if self._graph is None:
-            return self._plan if names else replace(self._plan, axes=(), groups=(), integers=())
+            return self._plan if names else replace(self._plan, axes=(), groups=(), integers=(), rescaled=())
         chosen = {group.name: group.removed for group in self._plan.groups if group.name in names}
         return Plan.of(self._graph, chosen)
 

@@ -52,14 +52,15 @@ def lstm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 @call_rule(functional.scaled_dot_product_attention)
 def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Without a stated scale the kernel derives one from the head dimension, which then must stay.
+    """Without a stated scale the kernel derives one from the head dimension.
 
     Where several query heads share a key head, whether they do is told by the two lengths: few stay.
     """
     named = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
     query, key = named["query"], named["key"]
     if kwargs.get("scale") is None:
-        t.lock(t.dims(query)[-1], "attention derives its scale from this length")
+        others = [value for name, value in kwargs.items() if name not in ("query", "key")]
+        t.derive_scale(query, key, [*args[2:], *others])
     if kwargs.get("enable_gqa"):
         heads, keys = t.dims(query)[-3], int(key.shape[-3])
         shared = heads.size // keys
