@@ -89,14 +89,17 @@ class Normed(Attention):
 
 
 class Rotary(Attention):
-    """Halves of queries and keys turn into one another."""
+    """Halves of queries and keys turn into one another, by a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        angles = torch.linspace(0, 1, 6)[:, None]
+        self.register_buffer("table", torch.cat([angles.cos(), angles.sin()], -1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        angles = torch.linspace(0, 1, q.shape[-2])[:, None]
-
         def turned(x: Tensor) -> Tensor:
-            first, second = x.chunk(2, -1)
-            return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+            (first, second), (cos, sin) = x.chunk(2, -1), self.table.chunk(2, -1)
+            return x * cos + torch.cat([-second, first], -1) * sin
 
         return super().attend(turned(q), turned(k), v)
 

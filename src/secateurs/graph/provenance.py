@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.running import call_tensors, results_of
@@ -68,6 +68,7 @@ class Provenance:
         self._rows = Labels()
         self._homes: list[tuple[str, int, int]] = []
         self._names: dict[int, str] = {}
+        self._tables: set[int] = set()
         self._columns: dict[str, Rows] = {}
         self._read_by_rows: set[str] = set()
         self._calls: list[ScaledCall] = []
@@ -77,6 +78,8 @@ class Provenance:
         if tensor.dim() and tensor.is_floating_point():
             self._names[id(tensor)] = name
             rows = self._number(name, 0, len(tensor))
+            if not isinstance(tensor, nn.Parameter):
+                self._tables.update(rows.tolist())
             _cast(tensor, _spread(torch.from_numpy(rows), 0, tensor.shape))
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -209,6 +212,11 @@ class Provenance:
             self._rows.join(a.reshape(-1).numpy(), b.reshape(-1).numpy())
         return one.expand(torch.broadcast_shapes(one.shape, other.shape))
 
+    def is_table(self, tensor: Tensor) -> bool:
+        """Whether a tensor scales with a buffer, such as a table of sines."""
+        shadow = _shadow(tensor)
+        return shadow is not None and shadow.numel() > 0 and int(shadow[(0,) * shadow.dim()]) in self._tables
+
     def columns(self, tensor: Tensor) -> Tensor | None:
         """The columns of a parameter that is multiplied as it is, ``x @ weight``, as rows; else None."""
         name = self._names.get(id(tensor))
@@ -286,20 +294,16 @@ def _joined(
 def _product(
     p: Provenance, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
 ) -> _Made | None:
-    """A product scales with either factor: with the weight, where one is."""
+    """A product scales with either factor: with the activation times a table, else with the weight."""
     factors = [value for value in args[:2] if isinstance(value, Tensor) and _shadow(value) is not None]
-    if kwargs.get("rounding_mode") is not None or not factors:
-        return None
-    chosen = factors[0]
     if len(factors) > 1:
-        weights = [factor for factor in factors if p.is_weight(factor)]
-        if len(weights) != 1:
-            return None
-        chosen = weights[0]
-    if func.overloadpacket is aten.div and chosen is not args[0]:
+        factors = [factor for factor in factors if not p.is_table(factor)]
+    if len(factors) > 1:
+        factors = [factor for factor in factors if p.is_weight(factor)]
+    if len(factors) != 1 or kwargs.get("rounding_mode") is not None:
         return None
-    shadow = _shadow(chosen)
-    return None if shadow is None else _Made((shadow.expand(out.shape),), (chosen,))
+    shadow, is_divisor = _shadow(factors[0]), func.overloadpacket is aten.div and factors[0] is not args[0]
+    return None if shadow is None or is_divisor else _Made((shadow.expand(out.shape),), factors)
 
 
 @_way("add", "sub")
