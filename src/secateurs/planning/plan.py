@@ -318,16 +318,18 @@ def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisC
     readers = {(p.parameter, p.dim) for group in graph.groups for p in group.slices if p.consumes}
     bare = np.zeros_like(gone)
     bare[graph.bare_units] = gone[graph.bare_units]
+    known: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {}
     cuts = []
     for name, dim, units in graph.axes:
         size = graph.parameters[name][dim]
-        places = removed_places(units, gone, size)
-        if places.any():
-            silenced = places if (name, dim) in readers else removed_places(units, bare, size)
-            cut = AxisCut(
-                parameter=name, dim=dim, size=size, removed=_listed(places), silenced=_listed(silenced)
-            )
-            cuts.append(cut)
+        key = tuple(map(id, units))  # dimensions that are cut alike hold the same arrays
+        if key not in known:
+            places = (removed_places(units, gone, size), removed_places(units, bare, size))
+            known[key] = (_listed(places[0]), _listed(places[1]))
+        removed, silenced = known[key]
+        if removed:
+            silenced = removed if (name, dim) in readers else silenced
+            cuts.append(AxisCut(parameter=name, dim=dim, size=size, removed=removed, silenced=silenced))
     return cuts
 
 

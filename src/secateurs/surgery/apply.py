@@ -97,9 +97,13 @@ def check_fits(tensors: dict[str, Tensor], plan: Plan) -> None:
 
 def _slices(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     kept: dict[str, list[tuple[int, Tensor]]] = {}
+    known: dict[tuple[int, int], Tensor] = {}  # dimensions that are cut alike may hold the same tuple
     for axis in plan.axes:
-        places = np.delete(np.arange(axis.size), np.asarray(axis.removed, np.int64))
-        kept.setdefault(axis.parameter, []).append((axis.dim, torch.from_numpy(places)))
+        key = (axis.size, id(axis.removed))
+        if key not in known:
+            places = np.delete(np.arange(axis.size), np.asarray(axis.removed, np.int64))
+            known[key] = torch.from_numpy(places)
+        kept.setdefault(axis.parameter, []).append((axis.dim, known[key]))
     scaled = rescaled(tensors, plan.rescaled)
     return {
         name: _take(scaled.get(name, tensors[name].detach()), kept.get(name, []))
