@@ -132,8 +132,8 @@ def test_the_width_of_heads_is_cut_whether_the_scale_is_stated_or_not(options: d
     assert list(found.values()) == [("head", 4), ("head_dim", 6), ("neuron", 6)]
 
 
-@pytest.mark.parametrize(("shared", "cut"), [(2, []), (4, [4])])
-def test_heads_that_share_a_key_are_cut_where_they_are_many(shared: int, cut: list[int]) -> None:
+@pytest.mark.parametrize(("shared", "cut"), [(2, [2]), (4, [4])])
+def test_heads_go_with_their_key_and_where_many_share_it_one_by_one(shared: int, cut: list[int]) -> None:
     """Half of two heads that share a key share nothing, which the kernel tells by the length."""
     graph = check_model(Attention(width=6, shared=shared).eval(), torch.randn(2, 6, 8))
     assert [group.size for group in graph.groups if group.kind == "head"] == cut

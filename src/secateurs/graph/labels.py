@@ -156,23 +156,26 @@ class Labels:
             return
         if a.size != b.size:
             raise ValueError(f"cannot unify dimensions of lengths {a.size} and {b.size}")
-        if len(a.factors) != len(b.factors) and self._lock_extra(a, b):
-            return
-        self.join(self._index_labels(a), self._index_labels(b))
+        if len(a.factors) < 2 and len(b.factors) < 2:
+            self.join(self._index_labels(a), self._index_labels(b))
+        else:
+            self._join_factors(list(self.resolve(a).factors), list(self.resolve(b).factors))
 
-    def _lock_extra(self, a: Dim, b: Dim) -> bool:
-        """Whether one dimension has all factors of the other; what it has besides then stays.
+    def _join_factors(self, first: list[LabelArray], second: list[LabelArray]) -> None:
+        """Join dimensions of several factors: those that part the indices alike, then the rest as a whole.
 
-        As for the heads of learned queries that are repeated for every sample, and those of the keys.
+        What one side has besides the other's factors stays, as for the heads of learned queries that are
+        repeated for every sample, and those of the keys.
         """
-        first, second = self.resolve(a).factors, self.resolve(b).factors
-        few, many = (first, second) if len(first) < len(second) else (second, first)
-        extra = [factor for factor in many if not any(np.array_equal(factor, other) for other in few)]
-        if not few or len(extra) != len(many) - len(few):
-            return False
-        for factor in extra:
+        for factor in list(first):
+            partner = next((place for place, other in enumerate(second) if _alike(factor, other)), None)
+            if partner is not None:
+                first = [other for other in first if other is not factor]
+                self.join(factor, second.pop(partner))
+        if first and second:
+            self.join(self._combined(first), self._combined(second))
+        for factor in first if not second else second if not first else ():
             self.lock_labels(factor, 1)
-        return True
 
     def join(self, a: LabelArray, b: LabelArray) -> None:
         """Make ``a[i]`` and ``b[i]`` one label, for every ``i``; pairs are joined half by half."""
@@ -229,6 +232,10 @@ class Labels:
             return np.zeros(dim.size, np.int64)
         if len(factors) == 1:
             return self._without_locked_halves(factors[0])
+        return self._combined(factors)
+
+    def _combined(self, factors: Sequence[LabelArray]) -> LabelArray:
+        """One label an index for several factors: nested pairs."""
         combined = factors[-1]
         for factor in reversed(factors[:-1]):
             pairs = np.where(factor == LOCKED, combined, factor)
@@ -367,3 +374,9 @@ class Labels:
 def _equal(a: LabelArray, b: LabelArray) -> bool:
     """Whether two arrays of one shape hold the same; for short ones several times quicker than numpy's."""
     return a.tobytes() == b.tobytes()
+
+
+def _alike(a: LabelArray, b: LabelArray) -> bool:
+    """Whether two factors part the indices of a dimension in the same way."""
+    parts = len(np.unique(a))
+    return parts == len(np.unique(b)) and parts == len(np.unique(a * (int(b.max()) + 1) + b))

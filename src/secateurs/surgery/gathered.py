@@ -250,7 +250,7 @@ class Gathering(WideMode):
         if not call.sums:
             return call_wide(func, args, kwargs)
         silent_args, silent_kwargs = self._exchange(call, args, kwargs, self._silence)
-        out = func(*silent_args, **silent_kwargs)
+        out = call_wide(func, silent_args, silent_kwargs)
         return args[0].copy_(out) if _writes_first(func) else out
 
     def _on_kept(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -260,7 +260,7 @@ class Gathering(WideMode):
         try:
             if restate is not None:
                 few_args = restate(few_args, call, self._places)
-            out = call.operator(*few_args, **few_kwargs)
+            out = call_wide(call.operator, few_args, few_kwargs)
             results = [
                 self._scatter(each, dims, is_first=place == 0)
                 for place, (each, dims) in enumerate(zip(results_of(out), call.results, strict=True))

@@ -54,7 +54,8 @@ def lstm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Without a stated scale the kernel derives one from the head dimension.
 
-    Where several query heads share a key head, whether they do is told by the two lengths: few stay.
+    Where several query heads share a key head, whether they do is told by the two lengths: where it is few
+    that share one, their number stays, and key heads go with all that share them.
     """
     named = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
     query, key = named["query"], named["key"]
@@ -65,4 +66,5 @@ def attention(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         heads, keys = t.dims(query)[-3], int(key.shape[-3])
         shared = heads.size // keys
         if heads.factors and 1 < shared < _MANY:
-            t.lock(heads, "few query heads share a key head")
+            _, sharing = t.labels.split(heads, [keys, shared])
+            t.lock(sharing, "few query heads share a key head")
