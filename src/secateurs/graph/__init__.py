@@ -17,7 +17,7 @@ from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice
 from secateurs.graph.rules import find_call_rule, find_rule, rule
-from secateurs.graph.running import Inputs, empty_copy, recorded_values
+from secateurs.graph.running import Inputs, device_of, empty_copy, recorded_values
 from secateurs.graph.tracing import Tracer
 from secateurs.graph.values import UnknownValueError
 
@@ -71,10 +71,12 @@ def _traced(model: nn.Module, inputs: Inputs) -> Tracer:
     Where the code asks for values that depend on weights, the model is run on them; where something derives a
     scale from a length, the rows of parameters are followed.
     """
-    values: list[Any] | None = None
+    values: list[tuple[Any, Any]] | None = None
     follow_rows = False
     while True:
-        tracer = Tracer(find_rule, find_call_rule, values, follow_rows)
+        tracer = Tracer(
+            find_rule, find_call_rule, values=values, follow_rows=follow_rows, device=device_of(model)
+        )
         try:
             tracer.trace(empty_copy(model).eval(), inputs)
         except UnknownValueError:

@@ -38,7 +38,7 @@ class GroupBuilder:
     def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
-        self.values = tracer.values
+        self.values, self.device = tracer.values, tracer.device
         self._pinned: set[float] = set()
         self._shapes = shapes
         self._batch = batch

@@ -24,6 +24,7 @@ from secateurs.graph.labels import Dim
 from secateurs.graph.running import (
     Inputs,
     MetaMode,
+    PretendedDevice,
     call_model,
     canonical,
     empty_copy,
@@ -129,7 +130,7 @@ def dry_run(
         mode = _Comparison(graph, builder, each.records, gone)
         empty_inputs = to_meta(inputs)
         try:
-            with plain_kernels(), mode:
+            with plain_kernels(), PretendedDevice(builder.device), mode:
                 call_model(trial, empty_inputs)
         except Exception as error:
             if not mode.faults:  # after a fault the model may go astray; another round will tell

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -50,16 +51,38 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
     return duplicate
 
 
-def recorded_values(model: nn.Module, inputs: Inputs) -> list[Any]:
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first tensor; the CPU where it has none, or none with data."""
+    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+class PretendedDevice(TorchFunctionMode):
+    """Tensors without data say that they are on the model's own device, so that code takes its usual path."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return self._device if func == DEVICE and out.type == "meta" else out
+
+
+DEVICE = Tensor.device.__get__
+
+
+def recorded_values(model: nn.Module, inputs: Inputs) -> list[tuple[Any, Any]]:
     """What the model answers on the real example each time its code asks for the value of a tensor."""
     twin = copy_model(model, share=True).eval()
     drop_foreign_hooks(twin)
     write_out(twin)
-    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
-    placed = tree_map_only(Tensor, lambda t: t.to(device), inputs)
+    placed = tree_map_only(Tensor, lambda t: t.to(device_of(model)), inputs)
     with plain_kernels(), Recording() as recording:
         call_model(twin, placed)
-    answers: list[Any] = recording.answers
+    answers: list[tuple[Any, Any]] = recording.answers
     return answers
 
 

@@ -34,6 +34,7 @@ from secateurs.graph.integers import (
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.running import (
+    DEVICE,
     Inputs,
     MetaMode,
     call_model,
@@ -121,17 +122,21 @@ class Tracer(MetaMode):
             tensor; None where it has not been asked.
         follow_rows: Whether to follow which rows of parameters make a tensor; only what derives a scale from
             a length needs it.
+        device: Where tensors say that they are.
     """
 
     def __init__(
         self,
         rules: Callable[[Any], Rule | None],
         call_rules: Callable[[Any], Any | None] = lambda function: None,
-        values: Sequence[Any] | None = None,
+        *,
+        values: Sequence[tuple[Any, Any]] | None = None,
         follow_rows: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.values = values
+        self.device = device or torch.device("cpu")
         self.needs_rows = False
         self.rescalings: list[tuple[Dim, Places]] = []
         self._rows = Provenance(self.is_weight) if follow_rows else None
@@ -482,6 +487,8 @@ class _Calls(TorchFunctionMode):
         self._tracer.leave_call(func, args, kwargs)
         if func is Tensor.numel or func is torch.numel:
             return self._tracer.count(args[0] if args else kwargs["input"])
+        if func == DEVICE and out.type == "meta":
+            return self._tracer.device
         if func == _SHAPE:
             return self._tracer.lengths(args[0], out)
         if func is Tensor.size:

@@ -62,18 +62,23 @@ class Answers:
     """What the real model answered each time its code asked for a value, to be given again in that order.
 
     Args:
-        given: The answers of a `Recording`; None where none was made, so that an unknown value is an error.
+        given: The answers of a `Recording`, each with its operator; None where none was made, so that an
+            unknown value is an error.
     """
 
-    def __init__(self, given: Sequence[Any] | None) -> None:
-        self._given = given
-        self._next = 0
+    def __init__(self, given: Sequence[tuple[Any, Any]] | None) -> None:
+        self._given: dict[Any, list[Any]] | None = None if given is None else {}
+        for func, answer in given or ():
+            assert self._given is not None
+            self._given.setdefault(func, []).append(answer)
+        self._next: dict[Any, int] = {}
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of an operator whose result depends on values: known ones, else the recorded."""
-        place, self._next = self._next, self._next + 1
-        if self._given is not None and place < len(self._given):
-            return _as_result(self._given[place])
+        place = self._next.get(func, 0)
+        self._next[func] = place + 1
+        if self._given is not None and place < len(self._given.get(func, ())):
+            return _as_result(self._given[func][place])
         known = _known((args, kwargs))
         if known is None:
             raise UnknownValueError(f"{func} depends on the values of tensors")
@@ -99,8 +104,6 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answers: A
         for tensor in _tensors(out):
             if value_of(tensor) is not None:
                 delattr(tensor, _VALUE)
-    if func is _aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
-        return value_of(out) if value_of(out) is not None else out
     return out
 
 
@@ -180,7 +183,7 @@ class Recording(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.answers: list[Any] = []
+        self.answers: list[tuple[Any, Any]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -188,9 +191,10 @@ class Recording(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if asks(func, args):
             if func is _aten.index.Tensor:
-                self.answers += [index.nonzero() for index in args[1] if _is_mask(index)]
+                self.answers += [
+                    (_aten.nonzero.default, index.nonzero()) for index in args[1] if _is_mask(index)
+                ]
             else:
-                self.answers.append(
-                    tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, out)
-                )
+                kept = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, out)
+                self.answers.append((func, kept))
         return out
