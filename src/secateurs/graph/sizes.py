@@ -62,7 +62,9 @@ class SizeReader:
             a, b = self._resolved(left), self._resolved(right)
             if self._differ(a, b):
                 reason = f"{in_words(left)} where {in_words(right)} is expected"
-                if isinstance(right, Constant):
+                if isinstance(left, Length) and isinstance(right, Length):
+                    reason = f"with two lengths of {left.dim.size} that have to agree"
+                elif isinstance(right, Constant):
                     reason = f"a number from {in_words(left)}, which has to stay {in_words(right)}"
                 constraints.append(CountConstraint.of(a, b, reason, where))
         return tuple(self._ties.values()), tuple(_distinct(constraints)), tuple(self._conditions())
