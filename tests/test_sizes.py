@@ -14,7 +14,8 @@ import secateurs
 from secateurs import Budget, Graph, Plan
 from secateurs.errors import PlanError
 from secateurs.graph.counts import CountConstraint, Counted, CountSystem
-from secateurs.graph.integers import Attribute, Book, Constant, Length, Operation, Traced, in_words, solve
+from secateurs.graph.expressions import Attribute, Constant, Length, Operation, in_words, solve
+from secateurs.graph.integers import Book, Traced
 from secateurs.graph.labels import Dim
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from secateurs.graph.cost import CostModel
 from secateurs.graph.counts import Counted, Rescaling
+from secateurs.graph.expressions import Constant
 from secateurs.graph.groups import (
     NO_UNIT,
     Graph,
@@ -24,10 +25,11 @@ from secateurs.graph.groups import (
     fingerprint,
     group_names,
 )
-from secateurs.graph.integers import Comparison, Constant
+from secateurs.graph.integers import Comparison
 from secateurs.graph.labels import LOCKED, PAIRED, Dim, Labels
+from secateurs.graph.records import ParameterDim
 from secateurs.graph.sizes import SizeReader, stuck_groups
-from secateurs.graph.tracing import ParameterDim, Tracer
+from secateurs.graph.tracing import Tracer
 
 _POWERS = (1, -1, 0.5, -0.5, 2, 0.25, -0.25)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from secateurs.graph.integers import COMPARISONS, evaluate, leaves_of, solve
+from secateurs.graph.expressions import COMPARISONS, evaluate, leaves_of, solve
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]

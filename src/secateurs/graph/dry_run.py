@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.building import GroupBuilder
 from secateurs.graph.groups import Graph, Indices, group_names, removed_places
-from secateurs.graph.integers import set_integer
 from secateurs.graph.labels import Dim
+from secateurs.graph.origins import set_integer
+from secateurs.graph.records import Pass, Record
 from secateurs.graph.running import (
     Inputs,
     MetaMode,
@@ -35,7 +36,6 @@ from secateurs.graph.running import (
     to_meta,
 )
 from secateurs.graph.sizes import freedoms
-from secateurs.graph.tracing import Pass, Record
 from secateurs.graph.values import Answers, compute
 
 _MOST_ROUNDS = 40

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.counts import CountCondition, CountConstraint, Counted, SizeTie
-from secateurs.graph.groups import Graph, Group
-from secateurs.graph.integers import (
+from secateurs.graph.expressions import (
     Attribute,
     Constant,
     Length,
@@ -20,6 +19,7 @@ from secateurs.graph.integers import (
     replaced,
     sign_of,
 )
+from secateurs.graph.groups import Graph, Group
 from secateurs.graph.labels import Dim
 from secateurs.graph.tracing import Tracer
 

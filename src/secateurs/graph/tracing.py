@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
 
@@ -19,20 +18,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.copying import modules_of, tensors_of
-from secateurs.graph.integers import (
-    Attribute,
-    Book,
-    Expression,
-    Length,
-    Statement,
-    Traced,
-    attach_origins,
-    size_lists,
-    traced_in,
-    unflattened_sizes,
-)
+from secateurs.graph.expressions import Attribute, Expression, Length
+from secateurs.graph.integers import Book, Statement, Traced, size_lists, traced_in, unflattened_sizes
 from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.origins import attach_origins
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
+from secateurs.graph.records import Contraction, ParameterDim, Pass, Read, Record
 from secateurs.graph.running import (
     DEVICE,
     Inputs,
@@ -52,64 +43,6 @@ from secateurs.graph.values import Answers
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 _LABELS = "_secateurs_labels"
 _OF_EVALUATION = ("contractions", "reads", "mixed", "bare")  # a pass in training mode adds nothing to these
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterDim:
-    """One dimension of one parameter or buffer: the place where labels start."""
-
-    parameter: str
-    dim: int
-    size: int
-    labels: Dim
-
-
-@dataclass(frozen=True, slots=True)
-class Contraction:
-    """A product that sums over a dimension: `multiplier` x the lengths of `dims` multiply-accumulates."""
-
-    multiplier: float
-    dims: tuple[Dim, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One operator call: what came out, what labelled dimensions went in, and what numbers it was given.
-
-    The numbers are None where they may change with a cut, because something makes up for it.
-    """
-
-    operator: Any
-    numbers: tuple[float, ...] | None
-    outputs: tuple[tuple[Dim, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
-    is_single: bool
-    inputs: tuple[Dim, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """The operator calls of one forward pass, and whether the model was in training mode."""
-
-    training: bool
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A place where weights read labelled activations.
-
-    Args:
-        call: Number of the torch function call in the forward pass.
-        argument: Position of the activation among the tensors given to that call.
-        dims: Labels of the activation's dimensions.
-        contracted: The dimensions that the weights sum over during the call.
-    """
-
-    call: int
-    argument: int
-    dims: tuple[Dim, ...]
-    contracted: tuple[Dim, ...]
 
 
 class Tracer(MetaMode):

@@ -13,7 +13,7 @@ from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.exchange import fold_where_possible, write_out
 from secateurs.graph.groups import fingerprint
-from secateurs.graph.integers import set_integer
+from secateurs.graph.origins import set_integer
 from secateurs.planning.plan import Plan, RowScale
 
 

@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_map_only
 from secateurs.errors import VerifyError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Indices
-from secateurs.graph.integers import attach_origins
 from secateurs.graph.labels import LOCKED, Dim, LabelArray
+from secateurs.graph.origins import attach_origins
 from secateurs.graph.rules import find_call_rule, find_rule
 from secateurs.graph.running import (
     Inputs,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateurs.graph.integers import negative
+from secateurs.graph.expressions import negative
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.common import place_of
 from secateurs.graph.rules.registry import Arguments, aten, rule

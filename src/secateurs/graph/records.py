@@ -1,0 +1,68 @@
+"""What a trace writes down: where labels start, what is multiplied, each operator call, each read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secateurs.graph.labels import Dim
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterDim:
+    """One dimension of one parameter or buffer: the place where labels start."""
+
+    parameter: str
+    dim: int
+    size: int
+    labels: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A product that sums over a dimension: `multiplier` x the lengths of `dims` multiply-accumulates."""
+
+    multiplier: float
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operator call: what came out, what labelled dimensions went in, and what numbers it was given.
+
+    The numbers are None where they may change with a cut, because something makes up for it.
+    """
+
+    operator: Any
+    numbers: tuple[float, ...] | None
+    outputs: tuple[tuple[Dim, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    is_single: bool
+    inputs: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The operator calls of one forward pass, and whether the model was in training mode."""
+
+    training: bool
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A place where weights read labelled activations.
+
+    Args:
+        call: Number of the torch function call in the forward pass.
+        argument: Position of the activation among the tensors given to that call.
+        dims: Labels of the activation's dimensions.
+        contracted: The dimensions that the weights sum over during the call.
+    """
+
+    call: int
+    argument: int
+    dims: tuple[Dim, ...]
+    contracted: tuple[Dim, ...]
