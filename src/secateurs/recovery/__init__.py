@@ -6,5 +6,15 @@ from secateurs.recovery.distill import distillation_loss
 from secateurs.recovery.finetune import finetune
 from secateurs.recovery.recipe import Epoch, History, Recipe
 from secateurs.recovery.reconstruct import Refit, reconstruct
+from secateurs.recovery.regularizer import Regularizer
 
-__all__ = ["Epoch", "History", "Recipe", "Refit", "distillation_loss", "finetune", "reconstruct"]
+__all__ = [
+    "Epoch",
+    "History",
+    "Recipe",
+    "Refit",
+    "Regularizer",
+    "distillation_loss",
+    "finetune",
+    "reconstruct",
+]

@@ -17,6 +17,7 @@ from secateurs.graph.running import call_model
 from secateurs.progress import Checkpoint, Event, Observer, State, derive_seed, ignore
 from secateurs.recovery.distill import Lessons, lessons
 from secateurs.recovery.recipe import Epoch, History, Recipe
+from secateurs.recovery.regularizer import Regularizer
 from secateurs.recovery.surroundings import (
     agreed,
     nothing_else_changed,
@@ -43,6 +44,7 @@ def finetune(
     recipe: Recipe | None = None,
     loss_fn: LossFunction | None = None,
     teacher: nn.Module | None = None,
+    regularizer: Regularizer | None = None,
     observer: Observer = ignore,
     checkpoint: Checkpoint | None = None,
     accelerator: Accelerator | None = None,
@@ -65,6 +67,8 @@ def finetune(
         loss_fn: ``(outputs, targets)`` to a scalar mean; cross-entropy if not given.
         teacher: The network that ``recipe.distill`` learns from, usually the one before pruning. It sees the
             same batches, in evaluation mode, and is not changed.
+        regularizer: What acts on gradients and weights beside the loss. With it the last weights are kept and
+            not the best: it trades accuracy for sparsity, so that the best epoch is the one it touched least.
         observer: Called with an :class:`~secateurs.progress.Event` for each batch and each epoch.
         checkpoint: Where the state goes after each epoch, and where it comes from at the start.
         accelerator: Devices, precision and processes; by default the first GPU, else the CPU.
@@ -94,7 +98,8 @@ def finetune(
     ):
         if recipe.epochs == 0:
             return History(start=_evaluate(model, validation, engine))
-        loop = _Loop(model, network, optimizer, recipe, loss_fn or _cross_entropy(recipe), taught, engine)
+        loss_fn = loss_fn or _cross_entropy(recipe)
+        loop = _Loop(model, network, optimizer, recipe, loss_fn, taught, regularizer, engine)
         return loop.run(batches, validation, observer, checkpoint)
 
 
@@ -109,10 +114,12 @@ class _Loop:
         recipe: Recipe,
         loss_fn: LossFunction,
         lessons: Lessons | None,
+        regularizer: Regularizer | None,
         engine: Accelerator,
     ) -> None:
         self.model, self.network, self.recipe = model, network, recipe
         self.loss_fn, self.lessons, self.engine = loss_fn, lessons, engine
+        self.regularizer = regularizer
         self.plain_optimizer = optimizer
         self.optimizer = engine.prepare_optimizer(optimizer)
         self.best = _copy(model)
@@ -124,13 +131,17 @@ class _Loop:
         observer: Observer,
         checkpoint: Checkpoint | None,
     ) -> History:
-        history = self._restore(checkpoint.load() if checkpoint else None)
         try:
+            if self.regularizer is not None:
+                self.regularizer.start(self.model)
+            history = self._restore(checkpoint.load() if checkpoint else None)
             if history is None:
                 history = History(start=_evaluate(self.model, validation, self.engine))
             for number in range(len(history.epochs) + 1, self.recipe.epochs + 1):
                 started = time.perf_counter()
                 loss = self._train(number, batches, observer)
+                if self.regularizer is not None:
+                    self.regularizer.after_epoch(self.model, number)
                 measured = _evaluate(self.model, validation, self.engine)
                 epoch = Epoch(
                     number=number,
@@ -139,13 +150,14 @@ class _Loop:
                     val_loss=measured.val_loss,
                     seconds=round(time.perf_counter() - started, 3),
                 )
-                history = history.with_epoch(epoch)
+                history = history.with_epoch(epoch, keep=self.regularizer is not None)
                 if history.best == number:
                     self.best = _copy(self.model)
                 if self.engine.is_main_process:
                     if checkpoint:
                         checkpoint.save(self._state(history))
-                    observer(Event("epoch", {**_facts(epoch), "epochs": self.recipe.epochs}))
+                    more = {} if self.regularizer is None else self.regularizer.facts(self.model)
+                    observer(Event("epoch", {**_facts(epoch), **more, "epochs": self.recipe.epochs}))
         finally:
             self.model.load_state_dict(self.best)
         return history
@@ -160,8 +172,9 @@ class _Loop:
         total, samples = 0.0, 0
         with contextlib.closing(on_device(data, self.engine)) as placed:
             for index, (inputs, targets) in enumerate(placed):
-                lr = self.recipe.lr_at(number - 1 + index / count if count else number - 1)
-                loss = self._update(inputs, targets, lr)
+                done = number - 1 + index / count if count else number - 1
+                lr = self.recipe.lr_at(done)
+                loss = self._update(inputs, targets, lr, done)
                 if not math.isfinite(loss):
                     raise self._diverged(loss, number, index + 1, lr)
                 total, samples = total + loss * len(targets), samples + len(targets)
@@ -179,7 +192,7 @@ class _Loop:
             fix=f"lower lr to {self.recipe.lr / 10:.2g}, or set clip_norm=1.0",
         )
 
-    def _update(self, inputs: Any, targets: Tensor, lr: float) -> float:
+    def _update(self, inputs: Any, targets: Tensor, lr: float, epochs_done: float) -> float:
         """One step of the optimizer."""
         for group in self.plain_optimizer.param_groups:
             group["lr"] = lr
@@ -193,7 +206,15 @@ class _Loop:
             self.engine.backward(loss)
             if self.recipe.clip_norm is not None:
                 self.engine.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            elif self.regularizer is not None:
+                self.engine.unscale_gradients(
+                    self.optimizer
+                )  # as clipping does: else half precision scales them
+            if self.regularizer is not None:
+                self.regularizer.after_backward(self.model, epochs_done)
             self.optimizer.step()
+            if self.regularizer is not None:
+                self.regularizer.after_step(self.model)
         return value
 
     def _state(self, history: History) -> State:
@@ -205,13 +226,26 @@ class _Loop:
             for name, value in entries.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{index}.{name}"] = value
-        return State({"history": history.to_dict()}, tensors)
+        facts: dict[str, Any] = {"history": history.to_dict()}
+        if self.regularizer is not None:
+            own = self.regularizer.state()
+            facts["regularizer"] = dict(own.facts)
+            tensors |= {f"regularizer.{name}": tensor for name, tensor in own.tensors.items()}
+        return State(facts, tensors)
 
     def _restore(self, state: State | None) -> History | None:
         """Continue from ``state``; gives the history so far."""
         if state is None:
             return None
         history = History.from_dict(state.facts["history"])
+        if ("regularizer" in state.facts) != (self.regularizer is not None):
+            was = "with" if "regularizer" in state.facts else "without"
+            raise TrainingError(
+                f"the checkpoint is of a training {was} a regularizer", fix="resume with the same arguments"
+            )
+        if self.regularizer is not None:
+            own = _below("regularizer.", state.tensors)
+            self.regularizer.load_state(State(state.facts["regularizer"], own))
         current = _below("model.", state.tensors)
         self.model.load_state_dict(current)
         self.best = (

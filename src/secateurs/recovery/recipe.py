@@ -150,9 +150,9 @@ class History:
         """The epoch whose weights were kept."""
         return self.start if self.best == 0 else self.epochs[self.best - 1]
 
-    def with_epoch(self, epoch: Epoch) -> History:
-        """This history and one epoch more."""
-        best = epoch.number if epoch.is_better_than(self.kept) else self.best
+    def with_epoch(self, epoch: Epoch, *, keep: bool = False) -> History:
+        """This history and one epoch more; its weights are kept if they are the best, or if ``keep``."""
+        best = epoch.number if keep or epoch.is_better_than(self.kept) else self.best
         return History(start=self.start, epochs=(*self.epochs, epoch), best=best)
 
     def to_dict(self) -> dict[str, Any]:
