@@ -97,7 +97,18 @@ class UnknownNameError(SecateursError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}{hint}", fix=f"use one of: {', '.join(names)}")
+        super().__init__(
+            f"unknown {kind} {name!r}{nearest(name, names)}", fix=f"use one of: {', '.join(names)}"
+        )
         self.name = name
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: the one that was meant, if any is close.
+
+    Example:
+        >>> nearest("tailor", ["l1", "taylor"])
+        "; did you mean 'taylor'?"
+    """
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

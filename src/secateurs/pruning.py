@@ -13,8 +13,9 @@ from secateurs.criteria.scoring import AnyCriterion, LossFunction, score
 from secateurs.errors import BudgetError
 from secateurs.graph import Graph, Inputs, trace
 from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.limits import candidates
 from secateurs.planning.plan import Plan
-from secateurs.planning.ranking import Scope, candidates, plan
+from secateurs.planning.ranking import Scope, plan
 from secateurs.surgery.apply import apply
 from secateurs.surgery.verify import VerifyReport, verify
 

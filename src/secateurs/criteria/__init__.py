@@ -1,5 +1,6 @@
 """Importance of units: criteria and `score`."""
 
+from secateurs.criteria.greedy import greedy
 from secateurs.criteria.magnitude import L1, L2, Random
 from secateurs.criteria.protocol import Criterion, Reading, Scores, names, producers, register, unit_rows
 from secateurs.criteria.scoring import NORMALIZATIONS, score
@@ -15,6 +16,7 @@ __all__ = [
     "Scores",
     "Taylor",
     "TaylorSigned",
+    "greedy",
     "names",
     "producers",
     "register",

@@ -11,7 +11,7 @@ from secateurs.errors import UnknownNameError
 from secateurs.graph import Graph
 from secateurs.jobs.settings import PruneSettings
 from secateurs.planning import Budget, Plan, Remove, plan
-from secateurs.planning.ranking import candidates
+from secateurs.planning.limits import candidates
 from secateurs.progress import derive_seed
 from secateurs.pruning import Amounts
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Literal, TypeAlias
@@ -14,96 +13,129 @@ import torch
 from secateurs.errors import BudgetError, PlanError
 from secateurs.graph.groups import Graph, Group
 from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.fit import Counts, Fit
+from secateurs.planning.limits import Least, Limits, candidates, check_skip
 from secateurs.planning.plan import Plan
 
 Scope: TypeAlias = Literal["global", "local"]
-Counts: TypeAlias = dict[str, int]
 Orders: TypeAlias = Mapping[str, npt.NDArray[np.int64]]
+RemovedUnits: TypeAlias = dict[str, npt.NDArray[np.int64]]
+Rescore: TypeAlias = Callable[[Group, Mapping[str, npt.NDArray[np.int64]]], torch.Tensor]
 
 
 def plan(
     graph: Graph,
     scores: Mapping[str, torch.Tensor],
-    budget: Budget | Remove,
+    budget: Budget | Remove | None = None,
     *,
     scope: Scope = "global",
     round_to: int = 1,
     kinds: Collection[str] | None = None,
     skip: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
+    min_units: Least = 1,
+    allocation: Mapping[str, int] | None = None,
+    rescore: Rescore | None = None,
 ) -> Plan:
     """Choose the units that leave: the least important ones, until the budget is met.
 
     With ``scope="global"`` all units stand in one ranking and the lowest leave; with ``"local"`` every group
-    keeps the same share of its units. Every group keeps at least one unit. Where the model's own code derives
-    one size from others (``C // self.num_heads``), the groups concerned shrink together, so that it stays
-    right. Of groups that cut the same dimensions in two directions (heads and head dimensions, convolution
-    groups and the channels in them) only the one with more units is cut, unless `kinds` names them.
+    keeps the same share of its units. Every group keeps at least `min_units`. Groups that `shares` or
+    `allocation` name keep what these say, and the others are cut until the budget is met by all together;
+    without a budget the others stay whole. Where the model's own code derives one size from others
+    (``C // self.num_heads``), the groups concerned shrink together, so that it stays right: numbers that are
+    asked for go up to the next that fit. Of groups that cut the same dimensions in two directions (heads and
+    head dimensions, convolution groups and the channels in them) only the one with more units is cut, unless
+    `kinds` names them.
 
     Args:
         graph: What can be cut.
         scores: For each group name one importance a unit, larger means keep; shape ``(units,)``.
-        budget: The share that remains, or the number of units to remove.
+        budget: The share that remains, or the number of units to remove; may be None where `shares` or
+            `allocation` say it.
         scope: One ranking over all groups, or one share for each.
         round_to: The number of units that a group keeps is a multiple of this (or all of them); heads and
             whole convolution groups are not rounded.
         kinds: Kinds of groups to cut, such as ``{"channel"}``; every kind if None.
         skip: Glob patterns of group names to leave alone.
+        shares: For glob patterns of group names the share of its units that such a group keeps, in (0, 1];
+            the last pattern that matches counts.
+        min_units: What a group keeps at least: a number of units, or a share in (0, 1) of its units, rounded
+            up; or these by glob pattern.
+        allocation: The number of units that a group keeps, by group name.
+        rescore: Called for one group after another, in the order in which the forward pass reads their units,
+            with the units that leave the groups before; gives the importances that decide which units of
+            this group leave. How many is decided by `scores`. See `secateurs.criteria.greedy`.
 
     Returns:
         The plan, with the forecast of its cost.
 
     Raises:
         BudgetError: The budget is out of reach; the message says how far one can go.
-        PlanError: Scores are missing, of the wrong length or not finite, or nothing can be cut.
+        PlanError: Scores are missing, of the wrong length or not finite, nothing can be cut, or what is asked
+            of single groups contradicts itself.
+
+    Example:
+        >>> from torch import nn
+        >>> import secateurs
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = secateurs.trace(net, torch.zeros(1, 4))
+        >>> scores = secateurs.score(net, graph, "l1")
+        >>> {cut.name: cut.kept for cut in plan(graph, scores, shares={"0": 0.25}).groups}
+        {'0': 2}
+        >>> {cut.name: cut.kept for cut in plan(graph, scores, Remove(9), shares={"0": 0.25}).groups}
+        {'0': 2, '2': 3}
+        >>> {cut.name: cut.kept for cut in plan(graph, scores, allocation={"0": 5, "2": 4}).groups}
+        {'0': 5, '2': 4}
     """
     if scope not in ("global", "local"):
         raise PlanError(f"scope is 'global' or 'local', got {scope!r}")
     if round_to < 1:
         raise PlanError(f"round_to >= 1 must hold, got round_to={round_to}")
+    if budget is None and shares is None and allocation is None:
+        raise BudgetError(
+            "say how much is to leave: a budget, shares or an allocation", fix="Budget(macs=0.5)"
+        )
+    check_skip(graph, skip)
     groups = candidates(graph, kinds=kinds, skip=skip)
+    limits = Limits.of(
+        graph, shares=shares, min_units=min_units, allocation=allocation, kinds=kinds, skip=skip
+    )
     order = {group.name: _ascending(group, scores) for group in groups}
-    counts = _search(graph, groups, order, scores, budget, scope, round_to)
-    removed = {name: order[name][:count] for name, count in counts.items() if count}
+    fit = Fit(graph, groups, round_to, limits.least)
+    counts = _search(graph, groups, order, scores, budget, scope, fit, limits.kept)
+    if rescore is None:
+        removed = {name: order[name][:count] for name, count in counts.items() if count}
+    else:
+        removed = _rechosen(graph, groups, counts, rescore)
     source = {
         "criterion": getattr(scores, "criterion", None),
-        "budget": {key: value for key, value in asdict(budget).items() if value is not None},
+        "budget": {k: v for k, v in asdict(budget).items() if v is not None} if budget is not None else {},
         "remove": isinstance(budget, Remove),
         "scope": scope,
         "round_to": round_to,
+        **({"kept": dict(limits.kept)} if limits.kept else {}),
+        **({"selection": "greedy"} if rescore is not None else {}),
     }
     return Plan.of(graph, removed, source)
 
 
-def candidates(
-    graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequence[str] = ()
-) -> list[Group]:
-    """The groups that a plan may cut.
-
-    Raises:
-        PlanError: None is left.
-    """
-    chosen = [
-        group
-        for group in graph.groups
-        if (kinds is None or group.kind in kinds)
-        and not any(fnmatch.fnmatch(group.name, glob) for glob in skip)
-    ]
-    names = {group.name for group in chosen}
-    if kinds is None:
-        chosen = [group for group in chosen if not _yields(graph, group, names)]
-    if not chosen:
-        have = sorted({group.kind for group in graph.groups})
-        raise PlanError(
-            f"no group is left to cut: kinds={kinds}, skip={list(skip)}, "
-            f"the graph has {len(graph.groups)} groups of {have}",
-            fix="call secateurs inspect to see what is locked and why",
-        )
-    return chosen
+def _rechosen(graph: Graph, groups: Sequence[Group], counts: Counts, rescore: Rescore) -> RemovedUnits:
+    """Which units leave where each group is ranked after those before it have been cut."""
+    removed: RemovedUnits = {}
+    for group in _as_read(graph, groups):
+        if counts[group.name]:
+            order = _ascending(group, {group.name: rescore(group, removed)})
+            removed[group.name] = order[: counts[group.name]]
+    return removed
 
 
-def _yields(graph: Graph, group: Group, names: Collection[str]) -> bool:
-    rivals = [graph.by_name[name] for name in group.crosses if name in names]
-    return any((rival.size, -rival.first) > (group.size, -group.first) for rival in rivals)
+def _as_read(graph: Graph, groups: Sequence[Group]) -> list[Group]:
+    """The groups in the order in which the forward pass first reads their units; those never read last."""
+    first = np.full(graph.units + 1, np.iinfo(np.int64).max)
+    for read in graph.reads:
+        np.minimum.at(first, read.units, read.call)
+    return sorted(groups, key=lambda group: int(first[group.first : group.first + group.size].min()))
 
 
 def _ascending(group: Group, scores: Mapping[str, torch.Tensor]) -> npt.NDArray[np.int64]:
@@ -124,13 +156,15 @@ def _search(
     groups: Sequence[Group],
     order: Orders,
     scores: Mapping[str, torch.Tensor],
-    budget: Budget | Remove,
+    budget: Budget | Remove | None,
     scope: Scope,
-    round_to: int,
+    fit: Fit,
+    kept: Mapping[str, int],
 ) -> Counts:
     """The smallest cut that meets the budget, by bisection: removing more never costs more."""
-    fit = _Fit(graph, groups, round_to)
-    cut, steps = _cuts(groups, order, scores, scope, fit)
+    cut, steps = _cuts(groups, order, scores, scope, fit, kept)
+    if budget is None:
+        return cut(0)
     most = cut(steps)
     if isinstance(budget, Remove):
         able, have = sum(most.values()), sum(group.size for group in groups)
@@ -139,8 +173,13 @@ def _search(
                 f"{budget.units} units cannot leave: at most {able} of {have} can",
                 fix=f"Remove({able})",
             )
+        if budget.units < (given := sum(cut(0).values())):
+            raise BudgetError(
+                f"{budget.units} units are to leave, but the shares given to single groups remove {given}",
+                fix=f"Remove({given}), or larger shares",
+            )
         return _last(steps, lambda step: sum(cut(step).values()) <= budget.units, cut)
-    if scope == "local" and budget.units is not None:
+    if scope == "local" and budget.units is not None and not kept:
         return fit([group.size - int(group.size * budget.units + 1e-9) for group in groups])
 
     def remaining(counts: Counts) -> float:
@@ -153,20 +192,37 @@ def _search(
         raise BudgetError(
             f"{budget.quantity}={budget.share:g} is out of reach: with every group at its smallest, "
             f"{budget.quantity}={remaining(most):.4f} remains",
-            fix="raise the budget, lower round_to, or allow more kinds of groups",
+            fix="raise the budget, lower round_to, min_units or shares, or allow more kinds of groups",
         )
     return _first(steps, lambda step: remaining(cut(step)) <= budget.share + 1e-12, cut)
 
 
 def _cuts(
-    groups: Sequence[Group], order: Orders, scores: Mapping[str, torch.Tensor], scope: Scope, fit: _Fit
+    groups: Sequence[Group],
+    order: Orders,
+    scores: Mapping[str, torch.Tensor],
+    scope: Scope,
+    fit: Fit,
+    kept: Mapping[str, int],
 ) -> tuple[Callable[[int], Counts], int]:
     """A family of cuts, each a superset of the one before, and the number of the largest."""
+    given = np.array([group.size - kept.get(group.name, group.size) for group in groups])
+    free = np.array([group.name not in kept for group in groups])
     if scope == "local":
-        steps = max(1000, *(group.size for group in groups))
-        return (lambda step: fit([int(np.ceil(g.size * step / steps - 1e-9)) for g in groups])), steps
-    ranked = _ranked(groups, order, scores)
-    return (lambda step: fit(np.bincount(ranked[:step], minlength=len(groups)).tolist())), len(ranked)
+        sizes = np.array([group.size for group in groups])
+        steps = max(1000, int(sizes.max()))
+
+        def alike(step: int) -> Counts:
+            return fit((given + free * np.ceil(sizes * step / steps - 1e-9).astype(np.int64)).tolist())
+
+        return alike, steps
+    least = {group.name: fit.least(group.name) if group.name not in kept else group.size for group in groups}
+    ranked = _ranked(groups, order, scores, least)
+
+    def lowest(step: int) -> Counts:
+        return fit((given + np.bincount(ranked[:step], minlength=len(groups))).tolist())
+
+    return lowest, len(ranked)
 
 
 def _first(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]) -> Counts:
@@ -188,51 +244,21 @@ def _last(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]
 
 
 def _ranked(
-    groups: Sequence[Group], order: Orders, scores: Mapping[str, torch.Tensor]
+    groups: Sequence[Group],
+    order: Orders,
+    scores: Mapping[str, torch.Tensor],
+    least: Mapping[str, int],
 ) -> npt.NDArray[np.int64]:
-    """The group of each unit in ascending order of importance, the best unit of each group left out."""
+    """The group of each unit in ascending order of importance, without the best units that have to stay.
+
+    One stable sort of all units serves every step of the bisection, and breaks ties alike each time; a
+    selection of the lowest ones by partition would do neither.
+    """
     values, owners = [], []
     for place, group in enumerate(groups):
+        able = group.size - least[group.name]
         mine = np.asarray(torch.as_tensor(scores[group.name]).detach().cpu(), np.float64)[order[group.name]]
-        values.append(mine[:-1])
-        owners.append(np.full(group.size - 1, place, np.int64))
+        values.append(mine[:able])
+        owners.append(np.full(able, place, np.int64))
     ranked: npt.NDArray[np.int64] = np.concatenate(owners)[np.argsort(np.concatenate(values), kind="stable")]
     return ranked
-
-
-class _Fit:
-    """Turns wanted cuts into ones that are possible: rounded, at least one unit left, tied counts agreeing.
-
-    Args:
-        graph: The graph.
-        groups: Those of its groups that may be cut.
-        round_to: What a group's count is a multiple of; heads and whole convolution groups are not rounded,
-            since they are not the width of anything.
-    """
-
-    def __init__(self, graph: Graph, groups: Sequence[Group], round_to: int) -> None:
-        self._graph, self._groups = graph, groups
-        self._multiples = {g.name: 1 if g.kind in ("head", "conv_group") else round_to for g in groups}
-        self._free = [group.name in self._multiples for group in graph.groups]
-        self._known: dict[tuple[int, ...], Counts] = {}
-
-    def __call__(self, wanted: Sequence[int]) -> Counts:
-        """The number of units that leave, by group, for the numbers that are to leave."""
-        key = tuple(int(count) for count in wanted)
-        if key not in self._known:
-            self._known[key] = self._settled(key)
-        return self._known[key]
-
-    def _settled(self, wanted: Sequence[int]) -> Counts:
-        counts = {}
-        for group, count in zip(self._groups, wanted, strict=True):
-            multiple = self._multiples[group.name]
-            kept = -(-max(group.size - count, 1) // multiple) * multiple
-            counts[group.name] = group.size - min(kept, group.size)
-        if not (self._graph.constraints or self._graph.conditions):
-            return counts
-        kept_all = [group.size - counts.get(group.name, 0) for group in self._graph.groups]
-        multiples = [self._multiples.get(group.name, 1) for group in self._graph.groups]
-        settled = self._graph.counts.settle(kept_all, self._free, multiples)
-        found = {g.name: g.size - kept for g, kept in zip(self._graph.groups, settled, strict=True)}
-        return {name: found[name] for name in counts}
