@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.protocol import Scores
-from secateurs.criteria.scoring import AnyCriterion, LossFunction, score
+from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import BudgetError
 from secateurs.graph import Graph, Inputs, trace
 from secateurs.planning.budgets import Budget, Remove

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from secateurs.criteria.batches import LossFunction, batch_on, loss_of
 from secateurs.criteria.protocol import Criterion, Reading, Scores, WeightFunction, resolve
 from secateurs.criteria.readings import Gates, scoring_mode
 from secateurs.errors import ScoreError, UnknownNameError
@@ -17,7 +17,6 @@ from secateurs.graph.groups import Graph
 from secateurs.graph.running import call_model
 
 AnyCriterion: TypeAlias = str | Criterion | WeightFunction
-LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 
 NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda values: values,
@@ -151,34 +150,14 @@ def _observe(
 def _one_batch(
     model: nn.Module, gates: Gates, batch: Any, loss_fn: LossFunction, device: torch.device
 ) -> int:
-    inputs, targets = tree_map_only(Tensor, lambda t: t.to(device), _pair(batch))
-    first = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    gates.begin(int(first.shape[0]))
+    inputs, targets, examples = batch_on(batch, device)
+    gates.begin(examples)
     with gates:
         outputs = call_model(model, inputs)
-    loss = loss_fn(outputs, targets)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ScoreError(
-            f"loss_fn must give one number, the mean over the batch; got {shape}", fix="loss.mean()"
-        )
-    if not bool(torch.isfinite(loss)):
-        raise ScoreError(
-            f"the loss is {loss.item()} on a batch of {gates.examples} examples", fix="check data and weights"
-        )
+    loss = loss_of(loss_fn, outputs, targets, examples)
     if not loss.requires_grad:
         raise ScoreError(
             "the loss does not depend on any unit", fix="pass a loss_fn that uses the model's outputs"
         )
-    (loss * gates.examples).backward()
-    return gates.examples
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise ScoreError(
-        f"each batch is a pair (inputs, targets), got {type(batch).__name__}"
-        + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""),
-        fix="wrap your loader: ((b['image'], b['label']) for b in loader)",
-    )
+    (loss * examples).backward()
+    return examples
