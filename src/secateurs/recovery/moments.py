@@ -1,0 +1,171 @@
+"""Streamed normal equations: all that least squares needs to know of the data, in a size that does not grow.
+
+For rows ``x`` (what weights read at one position) and targets ``t`` (what they are to give there), the best
+``t ~ V x + c`` follows from sums over all positions: the count, the sums of ``x`` and ``t``, and the products
+``x x^T`` and ``x t^T``. They add up over batches and processes, in float64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from secateurs.errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+ROWS = 4096  # positions of one batch that enter one set of normal equations
+WIDEST = 8192  # columns of normal equations: 512 MiB of products, and minutes to solve
+
+
+class Moments:
+    """The sums that least squares needs, of rows and of what they are to give; in float64.
+
+    Memory is ``8 * groups * columns * (columns + outputs)`` bytes, however many rows are taken in.
+
+    Args:
+        columns: Length of a row (of each group, for a grouped convolution).
+        outputs: Number of targets for each row (of each group); 0 where only the rows count.
+        groups: Independent sets of equations with the same number of rows.
+        device: Where the sums are kept; products are taken there.
+
+    Attributes:
+        count: Rows taken in.
+        rows: ``(G, K)``, the sum of the rows.
+        products: ``(G, K, K)``, the sum of their outer products.
+        targets: ``(G, C)``, the sum of the targets.
+        cross: ``(G, K, C)``, the sum of the products of rows and targets.
+        squares: ``(G, C)``, the sum of the squared targets.
+
+    Example:
+        >>> moments = Moments(3, 1)
+        >>> x = torch.randn(50, 3)
+        >>> for part in x.split(20):
+        ...     moments.add(part, part @ torch.tensor([[1.0], [2.0], [3.0]]) + 4)
+        >>> weights, bias = moments.solve()
+        >>> [round(value, 3) for value in weights.flatten().tolist()], round(bias.item(), 3)
+        ([1.0, 2.0, 3.0], 4.0)
+    """
+
+    def __init__(
+        self, columns: int, outputs: int = 0, *, groups: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
+
+        self.count = 0
+        self.rows, self.products = zeros(columns), zeros(columns, columns)
+        self.targets, self.cross, self.squares = zeros(outputs), zeros(columns, outputs), zeros(outputs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the sums take."""
+        return sum(each.nbytes for each in self._sums())
+
+    def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
+        """Take in rows and what they are to give.
+
+        Args:
+            rows: ``(n, K)``, or ``(G, n, K)`` for several groups.
+            targets: ``(n, C)`` or ``(G, n, C)``; only where there are outputs.
+        """
+        x = _grouped(rows, self.rows)  # (G, n, K)
+        self.count += x.shape[1]
+        self.rows += x.sum(1)
+        self.products += x.mT @ x
+        if targets is not None:
+            t = _grouped(targets, self.rows)  # (G, n, C)
+            self.targets += t.sum(1)
+            self.cross += x.mT @ t
+            self.squares += t.square().sum(1)
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up the sums of all processes, so that each of them has those of all the data."""
+        if accelerator.num_processes == 1:
+            return
+        count = torch.tensor([float(self.count)], dtype=torch.float64, device=self.rows.device)
+        self.count = int(accelerator.reduce(count.to(accelerator.device), "sum").item())
+        for each in self._sums():
+            each.copy_(accelerator.reduce(each.to(accelerator.device), "sum"))
+
+    def covariance(self) -> Tensor:
+        """``(G, K, K)``: the covariance of the rows, divided by their count."""
+        mean = self.mean()
+        return self.products / self._counted() - mean[:, :, None] * mean[:, None, :]
+
+    def mean(self) -> Tensor:
+        """``(G, K)``: the mean of the rows."""
+        return self.rows / self._counted()
+
+    def solve(self, ridge: float = 0.0, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
+        """The weights and the bias that give the targets best.
+
+        ``V = (X^T X + ridge s I)^-1 X^T T``, of centred rows and targets where there is an intercept, with
+        the mean ``s`` of the diagonal of ``X^T X``. With targets that say what is missing, the ridge pulls
+        towards weights as they are, and the error is never above that of no change.
+
+        Args:
+            ridge: The pull towards zero, relative to the mean variance of the columns.
+            intercept: Whether a bias can take over the means.
+
+        Returns:
+            ``(G, C, K)`` and ``(G, C)``; the bias is zero without an intercept.
+        """
+        wanted, spread = self.cross / self._counted(), self.products / self._counted()
+        if intercept:
+            mean, aim = self.mean(), self.targets / self._counted()
+            spread = spread - mean[:, :, None] * mean[:, None, :]
+            wanted = wanted - mean[:, :, None] * aim[:, None, :]
+        pull = (ridge * spread.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-30)  # (G,)
+        spread.diagonal(dim1=1, dim2=2).add_(pull[:, None])
+        weights = _solved(spread, wanted).mT  # (G, C, K)
+        if not intercept:
+            return weights, torch.zeros_like(self.targets)
+        return weights, aim - (weights @ mean[:, :, None])[:, :, 0]
+
+    def error(self, weights: Tensor, bias: Tensor) -> Tensor:
+        """``(G, C)``: the mean squared error of ``weights @ row + bias``.
+
+        Args:
+            weights: ``(G, C, K)``.
+            bias: ``(G, C)``.
+        """
+        count = self._counted()
+        spread, mean = self.products / count, self.mean()
+        given = ((weights @ spread) * weights).sum(2) + bias * (
+            2 * (weights @ mean[:, :, None])[:, :, 0] + bias
+        )
+        both = (weights * (self.cross / count).mT).sum(2) + bias * self.targets / count
+        return (self.squares / count - 2 * both + given).clamp(min=0)
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        return (self.rows, self.products, self.targets, self.cross, self.squares)
+
+    def _counted(self) -> int:
+        if not self.count:
+            raise TrainingError("the data gave no batch", fix="pass batches of inputs, a few hundred images")
+        return self.count
+
+
+def sampled(count: int, chance: torch.Generator, rows: int = ROWS) -> Tensor:
+    """Which of ``count`` positions are read: all, or ``rows`` of them drawn without repetition."""
+    if count <= rows:
+        return torch.arange(count)
+    return torch.randperm(count, generator=chance)[:rows]
+
+
+def _grouped(values: Tensor, like: Tensor) -> Tensor:
+    values = values.to(like)
+    return values if values.dim() == 3 else values[None]
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve a positive system; one that rounding made indefinite is solved in the least-squares sense."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not bool(failed.any()):
+        return torch.cholesky_solve(right, factor)
+    inverse: Tensor = torch.linalg.pinv(matrix, hermitian=True)
+    return inverse @ right

@@ -1,0 +1,123 @@
+"""Streamed normal equations, and what calls read: against lstsq, and against the calls themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from secateurs.errors import TrainingError
+from secateurs.recovery.moments import Moments, sampled
+from secateurs.recovery.readers import reader_of
+
+CALLS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "linear": (functional.linear, (5, 7, 6), (4, 6), {}),
+    "a vector": (functional.linear, (6,), (4, 6), {}),
+    "x @ w": (torch.matmul, (5, 7, 6), (6, 4), {}),
+    "conv1d": (functional.conv1d, (3, 4, 11), (6, 4, 3), {"stride": 2, "padding": 1}),
+    "dilated": (
+        functional.conv2d,
+        (3, 4, 9, 12),
+        (5, 4, 3, 2),
+        {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
+    ),
+    "grouped": (functional.conv2d, (3, 6, 8, 8), (9, 2, 3, 3), {"groups": 3, "padding": "same"}),
+    "same, even": (functional.conv2d, (3, 2, 8, 8), (3, 2, 4, 2), {"padding": "same"}),
+    "without a batch": (functional.conv2d, (4, 8, 8), (5, 4, 3, 3), {"padding": "valid"}),
+    "conv3d": (functional.conv3d, (2, 3, 5, 6, 7), (4, 3, 2, 3, 2), {"stride": (1, 2, 1), "padding": 1}),
+    "transposed": (
+        functional.conv_transpose2d,
+        (3, 4, 5, 6),
+        (4, 3, 3, 4),
+        {"stride": (2, 3), "padding": 1, "output_padding": (1, 0), "dilation": (1, 2)},
+    ),
+    "transposed, grouped": (functional.conv_transpose1d, (3, 4, 6), (4, 2, 3), {"groups": 2, "padding": 2}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch warns of what is tested here
+@pytest.mark.parametrize("name", CALLS)
+def test_rows_times_matrix_is_what_the_call_gives(name: str) -> None:
+    call, shape, size, options = CALLS[name]
+    x, weight = torch.randn(shape), torch.randn(size)
+    result = call(x, weight, **options)
+    reader = reader_of(call, (x, weight), options)
+    assert reader is not None
+    assert (reader.outputs, reader.positions(result)) == (
+        result.shape[reader.channel],
+        result.numel() // reader.outputs,
+    )
+    places = torch.randperm(reader.positions(result))[:20]
+    given = reader.rows(places) @ reader.matrix().mT  # (G, n, C)
+    torch.testing.assert_close(given.movedim(0, 1).flatten(1), reader.at(result, places))
+    assert reader.matrix().shape[2] == reader.columns
+    assert torch.equal(reader.unfolded(reader.matrix()), weight)
+
+
+def test_a_call_by_name_and_one_that_is_no_reader() -> None:
+    x, weight, bias = torch.randn(2, 3), torch.randn(3, 4), torch.randn(4)
+    reader = reader_of(torch.addmm, (), {"input": bias, "mat1": x, "mat2": weight})
+    assert reader is not None and reader.bias is bias and reader.turned
+    assert reader_of(torch.addmm, (bias, x, weight), {"beta": 2}) is None
+    assert reader_of(torch.relu, (x,), {}) is None
+    assert reader_of(torch.matmul, (x, torch.randn(3)), {}) is None
+
+
+def test_streamed_equations_agree_with_lstsq_on_stored_activations() -> None:
+    rows, targets = torch.randn(200, 7).double() + 3, torch.randn(200, 4).double() - 1
+    moments = Moments(7, 4)
+    for part in range(0, 200, 64):
+        moments.add(rows[part : part + 64], targets[part : part + 64])
+    weights, bias = moments.solve()
+    system = torch.cat([rows, torch.ones(200, 1)], 1).double()
+    best = torch.linalg.lstsq(system, targets).solution
+    torch.testing.assert_close(torch.cat([weights[0].T, bias]), best)
+    apart = system @ best - targets
+    torch.testing.assert_close(moments.error(weights, bias)[0], apart.square().mean(0))
+    plain, none = moments.solve(intercept=False)
+    torch.testing.assert_close(plain[0].T, torch.linalg.lstsq(rows, targets).solution)
+    assert not none.any()
+
+
+def test_a_ridge_is_the_solution_of_equations_with_more_rows() -> None:
+    rows, targets = torch.randn(50, 6).double(), torch.randn(50, 2).double()
+    moments = Moments(6, 2)
+    moments.add(rows, targets)
+    weights, _ = moments.solve(0.1, intercept=False)
+    pull = 0.1 * rows.square().sum(0).mean()
+    system = torch.cat([rows, pull.sqrt() * torch.eye(6)])
+    best = torch.linalg.lstsq(system, torch.cat([targets, torch.zeros(6, 2)])).solution
+    torch.testing.assert_close(weights[0].T, best)
+
+
+def test_groups_are_equations_of_their_own() -> None:
+    rows, targets = torch.randn(3, 40, 5), torch.randn(3, 40, 2)
+    together = Moments(5, 2, groups=3)
+    together.add(rows, targets)
+    for group, (weights, bias) in enumerate(zip(*together.solve(0.01), strict=True)):
+        alone = Moments(5, 2)
+        alone.add(rows[group], targets[group])
+        torch.testing.assert_close((weights[None], bias[None]), alone.solve(0.01))
+    assert together.nbytes == 8 * 3 * (5 + 25 + 2 + 10 + 2)
+
+
+def test_dead_and_doubled_columns_have_a_solution() -> None:
+    rows = torch.randn(30, 3)
+    moments = Moments(5, 1)
+    moments.add(torch.cat([rows, rows[:, :1], torch.zeros(30, 1)], 1), rows.sum(1, keepdim=True))
+    weights, bias = moments.solve()
+    assert weights.isfinite().all()
+    assert moments.error(weights, bias).max() < 1e-6
+    with pytest.raises(TrainingError, match="gave no batch"):
+        Moments(2, 1).solve()
+
+
+def test_positions_are_drawn_without_repetition() -> None:
+    chance = torch.Generator().manual_seed(1)
+    assert torch.equal(sampled(10, chance, rows=10), torch.arange(10))
+    drawn = sampled(1000, chance, rows=100)
+    assert len(set(drawn.tolist())) == 100
