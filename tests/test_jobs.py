@@ -95,6 +95,34 @@ def test_a_run_holds_all_that_it_should(trained: Path, tmp_path: Path) -> None:
     assert logged == [event.name for event in seen if event.name not in ("batch", "doing")]
 
 
+def test_shares_are_reached_in_equal_steps_and_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = {"features.0": 0.5, "features.4": 0.25}
+    settings = pruning(trained, target=None, shares=wishes, min_units=2, criterion="l1", selection="greedy")
+    whole = prune_job(settings, tmp_path / "whole")
+    first, second = Run(whole.path).plans()
+    assert [{cut.name: cut.kept for cut in plan.groups} for plan in (first, second)] == [
+        {"features.0": 9, "features.4": 8},
+        {"features.0": 6, "features.4": 4},
+    ]
+    assert first.source["selection"] == "greedy"
+    assert Run(whole.path).config["settings"]["shares"] == wishes
+    assert interrupted_at(9, True, monkeypatch, lambda: prune_job(settings, tmp_path / "killed"))
+    prune_job(settings, tmp_path / "killed", resume=True)
+    assert saved(tmp_path / "killed") == saved(whole.path)
+    with pytest.raises(RunError, match=r"settings\.shares = .* cannot be resumed with"):
+        prune_job(replace(settings, shares={"features.0": 0.5}), tmp_path / "killed", resume=True)
+
+
+def test_a_target_is_met_beside_a_share(trained: Path, tmp_path: Path) -> None:
+    settings = pruning(trained, shares={"features.4": 0.5}, final_epochs=0, normalization="mean")
+    result = prune_job(settings, tmp_path / "pruned")
+    _, second = Run(result.path).plans()
+    assert {cut.name: cut.kept for cut in second.groups}["features.4"] == 8
+    assert result.metrics["after"]["macs"] <= 0.3 * result.metrics["before"]["macs"]
+
+
 def test_the_pruned_model_is_the_one_that_was_measured(trained: Path, tmp_path: Path) -> None:
     result = prune_job(pruning(trained), tmp_path / "pruned")
     model = load(result.path)
@@ -203,6 +231,12 @@ def test_refusals(trained: Path, images: Path, tmp_path: Path) -> None:
         prune_job(pruning(trained, criterion="tailor"), tmp_path / "pruned")
     with pytest.raises(BudgetError, match="exactly one of remove and target"):
         pruning(trained, remove=3)
+    with pytest.raises(SecateursError, match="unknown selection 'greedi'; did you mean 'greedy'"):
+        pruning(trained, selection="greedi")
+    with pytest.raises(SecateursError, match="unknown normalization 'l3'; did you mean 'l"):
+        prune_job(pruning(trained, normalization="l3"), tmp_path / "pruned")
+    with pytest.raises(SecateursError, match=r"skip 'features\.9' matches no group; did you mean 'features"):
+        prune_job(pruning(trained, skip=("features.9",)), tmp_path / "pruned")
     with pytest.raises(BudgetError, match="got macs=50"):
         pruning(trained, target=("macs", 50.0))
     with pytest.raises(BudgetError, match="iterations >= 1"):

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
 from secateurs.criteria.batches import LossFunction
+from secateurs.criteria.greedy import greedy
 from secateurs.criteria.protocol import Scores
 from secateurs.criteria.scoring import AnyCriterion, score
-from secateurs.errors import BudgetError
+from secateurs.errors import BudgetError, UnknownNameError
 from secateurs.graph import Graph, Inputs, trace
 from secateurs.planning.budgets import Budget, Remove
-from secateurs.planning.limits import candidates
+from secateurs.planning.limits import Least, Limits, candidates, still_there
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import Scope, plan
 from secateurs.surgery.apply import apply
 from secateurs.surgery.verify import VerifyReport, verify
+
+Selector: TypeAlias = Callable[[nn.Module, Graph, Plan], Plan]
+Selection: TypeAlias = Literal["independent", "greedy"] | Selector
+SELECTIONS = ("greedy", "independent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +52,7 @@ def prune_steps(
     inputs: Inputs,
     *,
     criterion: AnyCriterion = "taylor",
-    budget: Budget | Remove,
+    budget: Budget | Remove | None = None,
     steps: int = 1,
     data: Iterable[Any] | None = None,
     loss_fn: LossFunction | None = None,
@@ -55,6 +60,11 @@ def prune_steps(
     round_to: int = 1,
     kinds: Collection[str] | None = None,
     skip: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
+    min_units: Least = 1,
+    allocation: Mapping[str, int] | None = None,
+    selection: Selection = "independent",
+    normalization: str | None = None,
 ) -> Iterator[Step]:
     """Prune in steps: rank, cut, verify, hand over; and again when the caller asks for the next.
 
@@ -63,7 +73,8 @@ def prune_steps(
         inputs: Example inputs, with real values for the verification.
         criterion: How units are ranked; ranked anew in every step.
         budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between
-            are spaced geometrically; a `Remove` is the number of units that leave in *each* step.
+            are spaced geometrically; a `Remove` is the number of units that leave in *each* step. None where
+            `shares` or `allocation` say it.
         steps: Number of steps.
         data: Batches for criteria that need data.
         loss_fn: Loss for criteria that need data.
@@ -71,6 +82,13 @@ def prune_steps(
         round_to: See `plan`.
         kinds: See `plan`.
         skip: See `plan`.
+        shares: See `plan`; of the first model's units, after the last step.
+        min_units: See `plan`; of the first model's units.
+        allocation: See `plan`; after the last step.
+        selection: Which units of a group leave, where the ranking has decided how many: its lowest, ranked
+            ``"independent"`` of other groups or ``"greedy"`` (see `secateurs.criteria.greedy`); or a function
+            ``(model, graph, plan) -> plan`` that chooses again.
+        normalization: See `score`.
 
     Yields:
         A `Step`; whatever is done to ``step.model`` before the next one counts.
@@ -91,16 +109,36 @@ def prune_steps(
     """
     if steps < 1:
         raise BudgetError(f"steps >= 1 must hold, got steps={steps}")
+    if isinstance(selection, str) and selection not in SELECTIONS:
+        raise UnknownNameError("selection", selection, SELECTIONS)
     current, graph = model, trace(model, inputs)
+    limits = Limits.of(
+        graph, shares=shares, min_units=min_units, allocation=allocation, kinds=kinds, skip=skip
+    )
     whole = Amounts.of(graph, kinds=kinds, skip=skip)
     now = whole
     for number in range(1, steps + 1):
-        scores = score(current, graph, criterion, data=data, loss_fn=loss_fn)
+        scores = score(current, graph, criterion, data=data, loss_fn=loss_fn, normalization=normalization)
         here = budget
         if isinstance(budget, Budget):
             goal = budget.share ** (number / steps)
             here = now.budget_for(budget.quantity, goal, whole)
-        decided = plan(graph, scores, here, scope=scope, round_to=round_to, kinds=kinds, skip=skip)
+        left = still_there(graph, skip) if number > 1 else skip
+        kept, least = limits.within(candidates(graph, kinds=kinds, skip=left), number / steps)
+        decided = plan(
+            graph,
+            scores,
+            here,
+            scope=scope,
+            round_to=round_to,
+            kinds=kinds,
+            skip=left,
+            allocation=kept if budget is None or kept else None,
+            min_units=least,
+            rescore=greedy(current, graph, criterion) if selection == "greedy" else None,
+        )
+        if callable(selection):
+            decided = selection(current, graph, decided)
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()
         yield Step(number=number, model=smaller, plan=decided, scores=scores, graph=graph, verified=report)

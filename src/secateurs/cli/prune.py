@@ -38,7 +38,30 @@ def prune(
             show_default="channel with --remove, else every kind",
         ),
     ] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Groups to leave alone, as a pattern.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Groups to leave alone, as a pattern; may be given again.")
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(help="What remains of single groups at the end: 'layer1.*=0.6,layer2.*=0.7'."),
+    ] = None,
+    min_units: Annotated[
+        str, typer.Option(help="What every group keeps at least: a number of units, or a share as 0.1.")
+    ] = "1",
+    selection: Annotated[
+        str,
+        typer.Option(
+            help="Which units leave of a group: its lowest (independent), or the lowest without "
+            "the inputs that have left (greedy)."
+        ),
+    ] = "independent",
+    normalization: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the importances in each group: none, l1, l2, max or mean.",
+            show_default="the criterion's own",
+        ),
+    ] = None,
     rank_images: Annotated[
         int | None, typer.Option(min=1, help="Training images to rank on.", show_default="all")
     ] = None,
@@ -90,7 +113,7 @@ def prune(
     from secateurs.recovery import Recipe
 
     with common.clear_exits(parsing=True):
-        if remove is None and target is None:
+        if remove is None and target is None and shares is None:
             raise BudgetError("say how much is to leave", fix="--remove 512, or --target macs=0.3")
         settings = PruneSettings(
             source=str(run),
@@ -103,6 +126,10 @@ def prune(
             round_to=round_to,
             kinds=tuple(kinds.split(",")) if kinds else None,
             skip=tuple(skip or ()),
+            shares=parse_shares(shares),
+            min_units=parse_least(min_units),
+            selection=selection,
+            normalization=normalization,
             rank_images=rank_images,
             reconstruct_images=reconstruct_images,
             final_epochs=final_epochs,
@@ -143,3 +170,40 @@ def parse_target(text: str | None) -> tuple[str, float] | None:
         return name, float(value)
     except ValueError as error:
         raise BudgetError(f"a target is a name and a share, got {text!r}", fix="--target macs=0.3") from error
+
+
+def parse_shares(text: str | None) -> dict[str, float] | None:
+    """``"layer1.*=0.6,layer2.*=0.7"`` as patterns and numbers.
+
+    Raises:
+        BudgetError: It is not of that form.
+
+    Example:
+        >>> parse_shares("layer1.*=0.6,fc=0.5")
+        {'layer1.*': 0.6, 'fc': 0.5}
+    """
+    if text is None:
+        return None
+    pairs = [part.strip().rpartition("=") for part in text.split(",")]
+    try:
+        if not all(pattern for pattern, _, _ in pairs):
+            raise ValueError("a part without a pattern")
+        return {pattern: float(share) for pattern, _, share in pairs}
+    except ValueError as error:
+        raise BudgetError(
+            f"shares are patterns with what remains, got {text!r}", fix="--shares 'layer1.*=0.6,layer2.*=0.7'"
+        ) from error
+
+
+def parse_least(text: str) -> int | float:
+    """``"8"`` as a number of units, ``"0.1"`` as a share.
+
+    Raises:
+        BudgetError: It is neither.
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise BudgetError(
+            f"--min-units is a number of units or a share, got {text!r}", fix="--min-units 8"
+        ) from error

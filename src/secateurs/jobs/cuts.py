@@ -6,23 +6,27 @@ from typing import Any
 
 import torch
 
-from secateurs.criteria import Criterion, Random, names
+from secateurs.criteria import NORMALIZATIONS, Criterion, Random, names
 from secateurs.errors import UnknownNameError
-from secateurs.graph import Graph
+from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
 from secateurs.planning import Budget, Plan, Remove, plan
-from secateurs.planning.limits import candidates
+from secateurs.planning.limits import Limits, candidates, still_there
 from secateurs.progress import derive_seed
-from secateurs.pruning import Amounts
+from secateurs.pruning import Amounts, Selection
 
 
 def amounts_of(graph: Graph, settings: PruneSettings, units: int | None = None) -> Amounts:
     """What there is of each quantity that can be a target; `units` as `Amounts.of` takes them."""
-    return Amounts.of(graph, kinds=settings.cut_kinds, skip=settings.skip, units=units)
+    skip = still_there(graph, settings.skip)
+    return Amounts.of(graph, kinds=settings.cut_kinds, skip=skip, units=units)
 
 
-def check_reach(settings: PruneSettings, graph: Graph) -> None:
+def check_reach(settings: PruneSettings, graph: Graph) -> Limits:
     """Refuse, before any work is done, what the job could not end with.
+
+    Returns:
+        What is asked of single groups, in units of the model to be pruned.
 
     Raises:
         UnknownNameError: There is no such criterion.
@@ -31,6 +35,8 @@ def check_reach(settings: PruneSettings, graph: Graph) -> None:
     """
     if settings.criterion not in names():
         raise UnknownNameError("criterion", settings.criterion, names())
+    if settings.normalization is not None and settings.normalization not in NORMALIZATIONS:
+        raise UnknownNameError("normalization", settings.normalization, NORMALIZATIONS)
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
     plan(
         graph,
@@ -39,14 +45,25 @@ def check_reach(settings: PruneSettings, graph: Graph) -> None:
         round_to=settings.round_to,
         kinds=settings.cut_kinds,
         skip=settings.skip,
+        shares=settings.shares,
+        min_units=settings.min_units,
+    )
+    return Limits.of(
+        graph,
+        shares=settings.shares,
+        min_units=settings.min_units,
+        kinds=settings.cut_kinds,
+        skip=settings.skip,
     )
 
 
-def _whole_budget(settings: PruneSettings) -> Budget | Remove:
+def _whole_budget(settings: PruneSettings) -> Budget | Remove | None:
     """What all iterations together come to."""
     if settings.remove is not None:
         return Remove(settings.remove * settings.iterations)
-    quantity, share = settings.target or ("macs", 1.0)
+    if settings.target is None:
+        return None
+    quantity, share = settings.target
     return Budget(**{quantity: share})
 
 
@@ -57,10 +74,20 @@ def criterion_for(settings: PruneSettings, stage: int) -> str | Criterion:
     return settings.criterion
 
 
+def selection_for(settings: PruneSettings) -> Selection:
+    """Which units leave where the ranking has decided how many."""
+    return "greedy" if settings.selection == "greedy" else "independent"
+
+
 def layer_cuts(graph: Graph, decided: Plan, settings: PruneSettings) -> list[dict[str, Any]]:
     """How many units each group had and lost, in the order of the network."""
     lost = {cut.name: len(cut.removed) for cut in decided.groups}
     return [
         {"name": group.name, "size": group.size, "removed": lost.get(group.name, 0)}
-        for group in candidates(graph, kinds=settings.cut_kinds, skip=settings.skip)
+        for group in cuttable(graph, settings)
     ]
+
+
+def cuttable(graph: Graph, settings: PruneSettings) -> list[Group]:
+    """The groups that the job may cut."""
+    return candidates(graph, kinds=settings.cut_kinds, skip=still_there(graph, settings.skip))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from secateurs.errors import DataError
-from secateurs.graph import trace
-from secateurs.jobs.cuts import amounts_of, check_reach, criterion_for, layer_cuts
+from secateurs.graph import Graph, trace
+from secateurs.jobs.cuts import amounts_of, check_reach, criterion_for, cuttable, layer_cuts, selection_for
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
 from secateurs.jobs.settings import PruneSettings
@@ -26,6 +26,7 @@ from secateurs.jobs.workplace import (
     threads,
 )
 from secateurs.planning import Budget, Remove
+from secateurs.planning.limits import Limits, still_there
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.pruning import Amounts, Step, prune_steps
 from secateurs.recovery import History, finetune, reconstruct
@@ -83,18 +84,20 @@ def prune_job(
             "settings": settings.to_dict(),
         }
         model = origin.model()
-        check_reach(settings, trace(model, torch.zeros(1, *source.input_size)))
+        limits = check_reach(settings, trace(model, torch.zeros(1, *source.input_size)))
         with open_run(Path(out), config, resume=resume, beside=beside) as run:
             if not run.is_finished:
-                _Pruning(Job(run, source, settings, observer), settings, origin, model).run()
+                _Pruning(Job(run, source, settings, observer), settings, origin, model, limits).run()
             return JobResult(path=run.path, metrics=run.metrics(), iterations=tuple(run.table()))
 
 
 class _Pruning:
     """One pruning job; stages 1 to ``iterations`` cut and fine-tune, a last one only fine-tunes."""
 
-    def __init__(self, job: Job, settings: PruneSettings, origin: Run, model: nn.Module) -> None:
-        self.job, self.settings, self.origin, self.model = job, settings, origin, model
+    def __init__(
+        self, job: Job, settings: PruneSettings, origin: Run, model: nn.Module, limits: Limits
+    ) -> None:
+        self.job, self.settings, self.origin, self.model, self.limits = job, settings, origin, model, limits
         self.name = str(job.run.config["architecture"]["name"])
         self.inherited = origin.plans()
         self.final = settings.iterations + 1
@@ -167,28 +170,36 @@ class _Pruning:
         """One round of rank and cut on the model as it is now."""
         settings = self.settings
         self.job.doing(f"rank and cut, iteration {stage}/{settings.iterations}")
+        graph = trace(self.model.eval(), self.job.example())
+        kept, least = self.limits.within(cuttable(graph, settings), stage / settings.iterations)
         steps = prune_steps(
             self.model.eval().requires_grad_(True),
             self.job.example(),
             criterion=criterion_for(settings, stage),
-            budget=self._budget(stage),
+            budget=self._budget(stage, graph),
             data=self.job.ranking_batches(settings.rank_images),
             loss_fn=cross_entropy,
             scope="local" if settings.scope == "local" else "global",
             round_to=settings.round_to,
             kinds=settings.cut_kinds,
-            skip=settings.skip,
+            skip=still_there(graph, settings.skip),
+            allocation=kept or None,
+            min_units=least,
+            selection=selection_for(settings),
+            normalization=settings.normalization,
         )
         return next(steps)
 
-    def _budget(self, stage: int) -> Budget | Remove:
+    def _budget(self, stage: int, graph: Graph) -> Budget | Remove | None:
         """What is to remain of the model as it is now, so that the last iteration meets the target."""
         if self.settings.remove is not None:
             return Remove(self.settings.remove)
-        quantity, share = self.settings.target or ("macs", 1.0)
+        if self.settings.target is None:
+            return None
+        quantity, share = self.settings.target
         whole = Amounts(**self.facts["whole"])
         left = whole.units - sum(row["removed"] for row in self.facts["rows"])
-        now = amounts_of(trace(self.model.eval(), self.job.example()), self.settings, units=left)
+        now = amounts_of(graph, self.settings, units=left)
         return now.budget_for(quantity, share ** (stage / self.settings.iterations), whole)
 
     def _enter_last(self) -> None:

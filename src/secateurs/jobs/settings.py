@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from secateurs.errors import BudgetError, DataError, RunError, TrainingError
+from secateurs.errors import BudgetError, DataError, RunError, TrainingError, UnknownNameError
 from secateurs.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
     from secateurs.data import DataSource
 
 TARGETS = ("macs", "params", "units")
+SELECTIONS = ("greedy", "independent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +137,12 @@ class PruneSettings(_JobSettings):
         round_to: What the number of units that a group keeps is a multiple of.
         kinds: Kinds of groups to cut; by default filters alone with ``remove``, every kind with ``target``.
         skip: Glob patterns of groups to leave alone.
+        shares: For glob patterns of groups the share of their units that remains after the last iteration;
+            they may stand in place of ``remove`` and ``target``.
+        min_units: What every group keeps at least: a number of units, or a share of its own.
+        selection: Which units leave where the ranking has decided how many: ``"independent"``,
+            ``"greedy"`` or ``"particles"``.
+        normalization: Of the importances in each group; the criterion's own if ``None``.
         rank_images: Training images to rank on; all if ``None``.
         reconstruct_images: Training images to refit the layers behind each cut on; none if ``None``.
         final_epochs: Epochs of the longer fine-tune at the end; one and a half times ``recipe.epochs``
@@ -152,15 +159,20 @@ class PruneSettings(_JobSettings):
     round_to: int = 1
     kinds: tuple[str, ...] | None = None
     skip: tuple[str, ...] = ()
+    shares: Mapping[str, float] | None = None
+    min_units: int | float = 1
+    selection: str = "independent"
+    normalization: str | None = None
     rank_images: int | None = None
     reconstruct_images: int | None = None
     final_epochs: int | None = None
 
     def __post_init__(self) -> None:
         self._check()
-        if (self.remove is None) == (self.target is None):
+        amounts = [value for value in (self.remove, self.target) if value is not None]
+        if len(amounts) > 1 or not (amounts or self.shares):
             given = f"remove={self.remove}, target={self.target}"
-            raise BudgetError(f"exactly one of remove and target must be given, got {given}")
+            raise BudgetError(f"exactly one of remove and target must be given, or shares, got {given}")
         if self.target is not None:
             quantity, share = self.target
             if quantity not in TARGETS or not 0 < share <= 1:
@@ -178,6 +190,8 @@ class PruneSettings(_JobSettings):
                 raise BudgetError(f"`{name} >= {least}` must hold, got {name}={value}")
         if self.scope not in ("global", "local"):
             raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
+        if self.selection not in SELECTIONS:
+            raise UnknownNameError("selection", self.selection, SELECTIONS)
 
     @property
     def last_epochs(self) -> int:

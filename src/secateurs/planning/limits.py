@@ -123,6 +123,12 @@ def matching(name: str, patterns: Iterable[str]) -> str | None:
     return found[-1] if found else None
 
 
+def still_there(graph: Graph, skip: Sequence[str]) -> list[str]:
+    """Those of the patterns that match: a group that is down to its last unit is no longer in the graph."""
+    names = [group.name for group in graph.groups]
+    return [pattern for pattern in skip if any(matching(name, [pattern]) for name in names)]
+
+
 def check_skip(graph: Graph, skip: Sequence[str]) -> None:
     """Refuse a pattern that no group and no locked layer matches: it is likely a slip.
 
