@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import secateurs
-from secateurs.errors import PlanError
+from secateurs import Budget, Remove
+from secateurs.errors import PlanError, UnknownNameError
 from secateurs.planning.allocation import marginal_savings, spending_order
 
 
@@ -124,3 +125,80 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(PlanError, match=message):
             spending_order(GRAPH, GRAPH.groups, bad, savings)
+
+
+def scored(seed: int = 0) -> secateurs.Scores:
+    chance = torch.Generator().manual_seed(seed)
+    values = {group.name: torch.rand(group.size, generator=chance) for group in GRAPH.groups}
+    return secateurs.Scores("mine", values, curves=curves(seed, convex=False))
+
+
+BUDGETS = [Budget(macs=0.4), Budget(params=0.5), Budget(units=0.6), Remove(7)]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_plan_by_error_meets_its_budget_with_the_lowest_units_of_each_group(
+    budget: Budget | Remove,
+) -> None:
+    scores = scored()
+    decided = secateurs.plan(GRAPH, scores, budget, allocation="error")
+    assert decided.source["allocation"] == "error"
+    if isinstance(budget, Remove):
+        assert len(decided) == budget.units
+    elif budget.quantity == "units":
+        assert len(decided) == round(0.4 * sum(SIZES) + 0.4999)
+    else:
+        left = getattr(decided.after, budget.quantity) / getattr(decided.before, budget.quantity)
+        assert budget.share - 0.15 < left <= budget.share
+    for cut in decided.groups:
+        lowest = scores[cut.name].argsort()[: len(cut.removed)]
+        assert cut.removed == tuple(sorted(lowest.tolist()))
+
+
+def test_a_plan_by_error_costs_less_error_than_one_ranking_and_one_share() -> None:
+    def error(decided: secateurs.Plan, scores: secateurs.Scores) -> float:
+        assert scores.curves is not None
+        return sum(float(scores.curves[cut.name][len(cut.removed)]) for cut in decided.groups)
+
+    mine, ranking, share = 0.0, 0.0, 0.0
+    for seed in range(8):
+        scores, budget = scored(seed), Budget(macs=0.4)
+        mine += error(secateurs.plan(GRAPH, scores, budget, allocation="error"), scores)
+        ranking += error(secateurs.plan(GRAPH, scores, budget), scores)
+        share += error(secateurs.plan(GRAPH, scores, budget, scope="local"), scores)
+    assert mine < 0.9 * ranking
+    assert mine < 0.9 * share
+
+
+def test_the_curves_of_other_scores_and_numbers_of_some_groups() -> None:
+    scores, others = scored(0), scored(1)
+    plain = secateurs.Scores("plain", dict(scores))
+    borrowed = secateurs.plan(GRAPH, plain, Budget(macs=0.4), allocation=others)
+    assert kept(borrowed) == kept(secateurs.plan(GRAPH, others, Budget(macs=0.4), allocation="error"))
+    name = GRAPH.groups[1].name
+    some = secateurs.plan(GRAPH, plain, Budget(macs=0.4), allocation={name: 4}, curves=others.curves)
+    assert kept(some)[name] == 4
+    assert some.after.macs <= 0.4 * some.before.macs
+
+
+def test_counts_are_rounded_and_the_least_is_kept() -> None:
+    decided = secateurs.plan(
+        GRAPH, scored(), Budget(macs=0.5), allocation="error", round_to=2, min_units={GRAPH.groups[0].name: 4}
+    )
+    assert all(
+        count % 2 == 0 or count == size for count, size in zip(kept(decided).values(), SIZES, strict=True)
+    )
+    assert kept(decided)[GRAPH.groups[0].name] >= 4
+
+
+def kept(decided: secateurs.Plan) -> dict[str, int]:
+    found = {cut.name: cut.kept for cut in decided.groups}
+    return {group.name: found.get(group.name, group.size) for group in GRAPH.groups}
+
+
+def test_an_allocation_that_cannot_be_is_refused() -> None:
+    plain = secateurs.Scores("l7", dict(scored()))
+    with pytest.raises(PlanError, match="the scores of 'l7' have none"):
+        secateurs.plan(GRAPH, plain, Budget(macs=0.4), allocation="error")
+    with pytest.raises(UnknownNameError, match="unknown allocation 'eror'; did you mean 'error'"):
+        secateurs.plan(GRAPH, scored(), Budget(macs=0.4), allocation="eror")  # type: ignore[arg-type]

@@ -96,8 +96,14 @@ class Criterion:
 class Scores(Mapping[str, Tensor]):
     """Importances by group name: ``(units,)`` in float64 on the CPU, larger means keep."""
 
-    def __init__(self, criterion: str, values: Mapping[str, Tensor]) -> None:
+    curves: Mapping[str, Tensor] | None = None
+    """By group name the error after 0, 1, ... of the group's units have left, where the criterion has one."""
+
+    def __init__(
+        self, criterion: str, values: Mapping[str, Tensor], *, curves: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.criterion = criterion
+        self.curves = curves
         self._values = dict(values)
 
     def __getitem__(self, name: str) -> Tensor:

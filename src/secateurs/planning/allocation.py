@@ -11,19 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, UnknownNameError
 from secateurs.graph.cost import CostModel
 from secateurs.graph.counts import Counted
 from secateurs.graph.groups import Graph, Group
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
 Savings: TypeAlias = Callable[[Numbers], Numbers]
+
+
+class Curved(Protocol):
+    """Scores that come with an error curve for each group."""
+
+    @property
+    def curves(self) -> Mapping[str, torch.Tensor] | None:
+        """By group name the error after 0, 1, ... of the group's units have left."""
+
+
+Allocation: TypeAlias = Mapping[str, int] | Literal["error"] | Curved
 _NEVER = float(np.finfo(np.float64).max)
 
 
@@ -32,9 +43,12 @@ def spending_order(
     groups: Sequence[Group],
     curves: Mapping[str, torch.Tensor],
     savings: Savings,
+    *,
     multiples: Sequence[int] | None = None,
+    least: Sequence[int] | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """The group that loses a unit next, again and again until each is down to its last one.
+    """The group that loses a unit next, again and again until each is down to what it keeps at least.
 
     Args:
         graph: The graph.
@@ -43,34 +57,62 @@ def spending_order(
         savings: For the number of units that *every* group of the graph keeps, ``(groups of the graph,)``,
             what one unit fewer of each would save, same shape. See `marginal_savings`; a table of measured
             latencies gives its own.
-        multiples: What each group's count is a multiple of.
+        multiples: What each group's count is a multiple of; 1 by default.
+        least: How many units each group keeps at least; 1 by default.
+        kept: Numbers of units that are given, by group name; of these groups no unit leaves here.
 
     Returns:
-        Indices into `groups`, ``(sum of sizes - 1,)``.
+        Indices into `groups`, one for each unit that can leave.
 
     Raises:
         PlanError: A curve is missing, of the wrong length or not finite.
     """
+    given = kept or {}
     places = [graph.groups.index(group) for group in groups]
+    ones = [1] * len(groups)
     hulls = [
-        _hull(_curve(group, curves), multiple)
-        for group, multiple in zip(groups, multiples or [1] * len(groups), strict=True)
+        [] if group.name in given else _hull(_curve(group, curves), multiple, low)
+        for group, multiple, low in zip(groups, multiples or ones, least or ones, strict=True)
     ]
-    kept = np.asarray([group.size for group in graph.groups], np.float64)
+    left = np.asarray([given.get(group.name, group.size) for group in graph.groups], np.float64)
     at = [0] * len(groups)
     order: list[int] = []
     slopes = np.asarray([hull[0][1] if hull else np.inf for hull in hulls])
     while np.isfinite(slopes).any():
-        worth = np.maximum(savings(kept)[places], np.finfo(np.float64).tiny)
+        worth = np.maximum(savings(left)[places], np.finfo(np.float64).tiny)
         best = int(np.argmin(np.where(np.isfinite(slopes), slopes / worth, np.inf)))
         if not np.isfinite(slopes[best] / worth[best]):  # nothing that is left saves anything
             best = int(np.flatnonzero(np.isfinite(slopes))[0])
         length = hulls[best][at[best]][0]
         order += [best] * length
-        kept[places[best]] -= length
+        left[places[best]] -= length
         at[best] += 1
         slopes[best] = hulls[best][at[best]][1] if at[best] < len(hulls[best]) else np.inf
     return np.asarray(order, np.int64)
+
+
+def counts_and_curves(
+    allocation: Allocation | None, scores: object
+) -> tuple[Mapping[str, int] | None, Mapping[str, torch.Tensor] | None]:
+    """What an allocation says: how many units groups keep, or by which curves the budget is spent.
+
+    Raises:
+        PlanError: The scores that are to have curves have none.
+        UnknownNameError: It is a name, and not ``"error"``.
+    """
+    if isinstance(allocation, str) and allocation != "error":
+        raise UnknownNameError("allocation", allocation, ["error"])
+    if allocation is None or (not isinstance(allocation, str) and not hasattr(allocation, "curves")):
+        return allocation, None
+    source = scores if isinstance(allocation, str) else allocation
+    curves: Mapping[str, torch.Tensor] | None = getattr(source, "curves", None)
+    if not curves:
+        name = getattr(source, "criterion", None) or type(source).__name__
+        raise PlanError(
+            f"an allocation by error needs error curves, and the scores of {name!r} have none",
+            fix="score with 'reconstruction', and pass its scores as allocation=",
+        )
+    return None, curves
 
 
 def _curve(group: Group, curves: Mapping[str, torch.Tensor]) -> Numbers:
@@ -92,17 +134,17 @@ def _curve(group: Group, curves: Mapping[str, torch.Tensor]) -> Numbers:
     return curve
 
 
-def _hull(curve: Numbers, multiple: int) -> list[tuple[int, float]]:
+def _hull(curve: Numbers, multiple: int, least: int) -> list[tuple[int, float]]:
     """The lower convex hull of a curve as stretches: how many units leave, and the error of each of them."""
-    size = len(curve)
-    allowed = [removed for removed in range(size) if removed == 0 or (size - removed) % multiple == 0]
+    size, most = len(curve), len(curve) - least
+    allowed = [removed for removed in range(most + 1) if not removed or (size - removed) % multiple == 0]
     corners: list[int] = []
     for point in allowed:
         while len(corners) > 1 and _slope(curve, corners[-1], point) <= _slope(curve, *corners[-2:]):
             corners.pop()
         corners.append(point)
     found = [(b - a, _slope(curve, a, b)) for a, b in pairwise(corners)]
-    rest = size - 1 - corners[-1]  # below one multiple; no count that fits lies there
+    rest = most - corners[-1]  # below one multiple; no count that fits lies there
     return found + ([(rest, _NEVER)] if rest else [])
 
 

@@ -44,6 +44,10 @@ class Fit:
         """What the group keeps at least."""
         return self._least.get(name, 1)
 
+    def multiple(self, name: str) -> int:
+        """What the number of units that the group keeps is a multiple of."""
+        return self._multiples[name]
+
     def _settled(self, wanted: Sequence[int]) -> Counts:
         counts = {}
         for group, count in zip(self._groups, wanted, strict=True):

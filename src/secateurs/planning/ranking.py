@@ -12,6 +12,12 @@ import torch
 
 from secateurs.errors import BudgetError, PlanError
 from secateurs.graph.groups import Graph, Group
+from secateurs.planning.allocation import (
+    Allocation,
+    counts_and_curves,
+    marginal_savings,
+    spending_order,
+)
 from secateurs.planning.budgets import Budget, Remove
 from secateurs.planning.fit import Counts, Fit
 from secateurs.planning.limits import Least, Limits, candidates, check_skip
@@ -20,6 +26,8 @@ from secateurs.planning.plan import Plan
 Scope: TypeAlias = Literal["global", "local"]
 Orders: TypeAlias = Mapping[str, npt.NDArray[np.int64]]
 RemovedUnits: TypeAlias = dict[str, npt.NDArray[np.int64]]
+Curves: TypeAlias = Mapping[str, torch.Tensor]
+Family: TypeAlias = tuple[Callable[[int], Counts], int]
 Rescore: TypeAlias = Callable[[Group, Mapping[str, npt.NDArray[np.int64]]], torch.Tensor]
 
 
@@ -34,7 +42,8 @@ def plan(
     skip: Sequence[str] = (),
     shares: Mapping[str, float] | None = None,
     min_units: Least = 1,
-    allocation: Mapping[str, int] | None = None,
+    allocation: Allocation | None = None,
+    curves: Curves | None = None,
     rescore: Rescore | None = None,
 ) -> Plan:
     """Choose the units that leave: the least important ones, until the budget is met.
@@ -62,7 +71,10 @@ def plan(
             the last pattern that matches counts.
         min_units: What a group keeps at least: a number of units, or a share in (0, 1) of its units, rounded
             up; or these by glob pattern.
-        allocation: The number of units that a group keeps, by group name.
+        allocation: The number of units that a group keeps, by group name. Or ``"error"``: the budget is
+            spent where the error is least for what that saves, by the error curves of `scores`; or by those
+            of other scores, which are given here. See `secateurs.planning.allocation`.
+        curves: The same error curves, by group name, where `allocation` holds numbers for some groups.
         rescore: Called for one group after another, in the order in which the forward pass reads their units,
             with the units that leave the groups before; gives the importances that decide which units of
             this group leave. How many is decided by `scores`. See `secateurs.criteria.greedy`.
@@ -98,12 +110,18 @@ def plan(
         )
     check_skip(graph, skip)
     groups = candidates(graph, kinds=kinds, skip=skip)
-    limits = Limits.of(
-        graph, shares=shares, min_units=min_units, allocation=allocation, kinds=kinds, skip=skip
-    )
+    numbers, found = counts_and_curves(allocation, scores)
+    limits = Limits.of(graph, shares=shares, min_units=min_units, allocation=numbers, kinds=kinds, skip=skip)
+    curves = curves if found is None else found
     order = {group.name: _ascending(group, scores) for group in groups}
     fit = Fit(graph, groups, round_to, limits.least)
-    counts = _search(graph, groups, order, scores, budget, scope, fit, limits.kept)
+    family = (
+        _cuts(groups, order, scores, scope, fit, limits.kept)
+        if curves is None
+        else _spent(graph, groups, curves, budget, fit, limits.kept)
+    )
+    rule: Scope = scope if curves is None else "global"
+    counts = _search(graph, groups, order, budget, rule, fit, limits.kept, family)
     if rescore is None:
         removed = {name: order[name][:count] for name, count in counts.items() if count}
     else:
@@ -116,6 +134,7 @@ def plan(
         "round_to": round_to,
         **({"kept": dict(limits.kept)} if limits.kept else {}),
         **({"selection": "greedy"} if rescore is not None else {}),
+        **({"allocation": "error"} if curves is not None else {}),
     }
     return Plan.of(graph, removed, source)
 
@@ -155,14 +174,14 @@ def _search(
     graph: Graph,
     groups: Sequence[Group],
     order: Orders,
-    scores: Mapping[str, torch.Tensor],
     budget: Budget | Remove | None,
     scope: Scope,
     fit: Fit,
     kept: Mapping[str, int],
+    family: Family,
 ) -> Counts:
     """The smallest cut that meets the budget, by bisection: removing more never costs more."""
-    cut, steps = _cuts(groups, order, scores, scope, fit, kept)
+    cut, steps = family
     if budget is None:
         return cut(0)
     most = cut(steps)
@@ -204,11 +223,11 @@ def _cuts(
     scope: Scope,
     fit: Fit,
     kept: Mapping[str, int],
-) -> tuple[Callable[[int], Counts], int]:
+) -> Family:
     """A family of cuts, each a superset of the one before, and the number of the largest."""
-    given = np.array([group.size - kept.get(group.name, group.size) for group in groups])
     free = np.array([group.name not in kept for group in groups])
     if scope == "local":
+        given = np.array([group.size - kept.get(group.name, group.size) for group in groups])
         sizes = np.array([group.size for group in groups])
         steps = max(1000, int(sizes.max()))
 
@@ -217,12 +236,40 @@ def _cuts(
 
         return alike, steps
     least = {group.name: fit.least(group.name) if group.name not in kept else group.size for group in groups}
-    ranked = _ranked(groups, order, scores, least)
+    return _one_by_one(groups, _ranked(groups, order, scores, least), fit, kept)
 
-    def lowest(step: int) -> Counts:
-        return fit((given + np.bincount(ranked[:step], minlength=len(groups))).tolist())
 
-    return lowest, len(ranked)
+def _spent(
+    graph: Graph,
+    groups: Sequence[Group],
+    curves: Curves,
+    budget: Budget | Remove | None,
+    fit: Fit,
+    kept: Mapping[str, int],
+) -> Family:
+    """The same, where each cut goes on from the one before where the error is least for what it saves."""
+    order = spending_order(
+        graph,
+        groups,
+        curves,
+        marginal_savings(graph, budget.quantity if isinstance(budget, Budget) else "units"),
+        multiples=[fit.multiple(group.name) for group in groups],
+        least=[fit.least(group.name) for group in groups],
+        kept=kept,
+    )
+    return _one_by_one(groups, order, fit, kept)
+
+
+def _one_by_one(
+    groups: Sequence[Group], owners: npt.NDArray[np.int64], fit: Fit, kept: Mapping[str, int]
+) -> Family:
+    """Cuts in which one unit leaves after the other, of the groups that are named in this order."""
+    given = np.array([group.size - kept.get(group.name, group.size) for group in groups])
+
+    def cut(step: int) -> Counts:
+        return fit((given + np.bincount(owners[:step], minlength=len(groups))).tolist())
+
+    return cut, len(owners)
 
 
 def _first(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]) -> Counts:
