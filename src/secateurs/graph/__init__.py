@@ -17,7 +17,7 @@ from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice
 from secateurs.graph.rules import find_call_rule, find_rule, rule
-from secateurs.graph.running import Inputs, device_of, empty_copy, recorded_values
+from secateurs.graph.running import Inputs, device_of, empty_copy, in_evaluation, recorded_values
 from secateurs.graph.tracing import Tracer
 from secateurs.graph.values import UnknownValueError
 
@@ -78,7 +78,7 @@ def _traced(model: nn.Module, inputs: Inputs) -> Tracer:
             find_rule, find_call_rule, values=values, follow_rows=follow_rows, device=device_of(model)
         )
         try:
-            tracer.trace(empty_copy(model).eval(), inputs)
+            tracer.trace(in_evaluation(empty_copy(model)), inputs)
         except UnknownValueError:
             if values is not None:
                 raise

@@ -40,7 +40,7 @@ class GroupBuilder:
     def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
-        self.values, self.device = tracer.values, tracer.device
+        self.values, self.device = tracer.values, tracer.device if tracer.asked_device else None
         self._pinned: set[float] = set()
         self._shapes = shapes
         self._batch = batch
@@ -71,15 +71,16 @@ class GroupBuilder:
     def _build(self) -> Graph:
         """Collect the units, put those with one signature into a group, and translate the trace."""
         dims = self._tracer.parameter_dims
-        self._number(self._settled(dims))
+        settled = self._settled(dims)
+        self._number(settled)
+        for place, factors in zip(dims, settled, strict=True):
+            self._remember(place.labels, factors)
         self._reasons = len(self._labels.reasons)
         groups = self._groups(dims)
         ties, constraints, conditions = SizeReader(
             self._tracer, groups, self._unit_group, self.unit_factors
         ).read()
-        axes = tuple(
-            (p.parameter, p.dim, self.unit_factors(p.labels)) for p in dims if self.unit_factors(p.labels)
-        )
+        axes = tuple((p.parameter, p.dim, units) for p in dims if (units := self.unit_factors(p.labels)))
         return Graph(
             groups=groups,
             locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self.unit_factors(p.labels)),
@@ -113,8 +114,8 @@ class GroupBuilder:
         """The factors of a dimension as single labels."""
         if len(dim.factors) == 1:
             atoms: Indices = self._atom_of[dim.factors[0]]
-            if not (atoms == PAIRED).any():
-                return (atoms,) if atoms.any() else ()
+            if not np.count_nonzero(atoms == PAIRED):
+                return (atoms,) if np.count_nonzero(atoms) else ()
         return self._labels.resolve(dim).factors if dim.factors else ()
 
     def _number(self, settled: Sequence[tuple[Indices, ...]]) -> None:
@@ -123,7 +124,7 @@ class GroupBuilder:
         flat = np.concatenate(labels) if labels else np.empty(0, np.int64)
         where = np.repeat(np.arange(len(labels)), [len(found) for found in labels])
         free = flat != LOCKED
-        atoms, inverse = np.unique(flat[free], return_inverse=True)
+        atoms, inverse = _distinct_labels(flat[free], len(self._labels))
         signature = _signatures(inverse, where[free], len(atoms), len(settled)) ^ _sides(settled, atoms)
         first_seen = np.full(len(atoms), len(flat), np.int64)
         np.minimum.at(first_seen, inverse, np.flatnonzero(free))
@@ -149,13 +150,17 @@ class GroupBuilder:
         """
         if not dim.factors:
             return ()
-        key = tuple(map(id, dim.factors))  # the trace keeps these arrays alive
-        if key not in self._factors:
-            units = [self._unit_of[atoms] for atoms in self._resolved(dim)]
-            self._factors[key] = tuple(
-                self._same.setdefault(factor.tobytes(), factor) for factor in units if factor.max() != NO_UNIT
-            )
-        return self._factors[key]
+        known = self._factors.get(tuple(map(id, dim.factors)))  # the trace keeps these arrays alive
+        return self._remember(dim, self._resolved(dim)) if known is None else known
+
+    def _remember(self, dim: Dim, settled: Sequence[Indices]) -> tuple[Indices, ...]:
+        units = [self._unit_of[atoms] for atoms in settled]
+        factors = tuple(
+            self._same.setdefault(factor.tobytes(), factor)
+            for factor in units
+            if np.count_nonzero(factor != NO_UNIT)
+        )
+        return self._factors.setdefault(tuple(map(id, dim.factors)), factors)
 
     def lock(self, group: Group, reason: str, where: str) -> None:
         """Lock a group for a reason found after the trace; it is gone at the next `build`."""
@@ -341,6 +346,15 @@ def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.N
         table = np.zeros(count, np.uint64)
         np.add.at(table, pairs // dims, mixed ^ (mixed >> np.uint64(29)))
     return table
+
+
+def _distinct_labels(labels: Indices, count: int) -> tuple[Indices, Indices]:
+    """What `np.unique` gives of labels below a count, and the place of each in it; without sorting."""
+    place = np.zeros(count, np.int64)
+    place[labels] = 1
+    distinct = np.flatnonzero(place)
+    place[distinct] = np.arange(len(distinct))
+    return distinct, place[labels]
 
 
 def _sides(settled: Sequence[tuple[Indices, ...]], atoms: Indices) -> npt.NDArray[np.uint64]:

@@ -15,10 +15,15 @@ from torch import Tensor, nn
 _SHARED_TYPES = frozenset(
     (int, float, str, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType, FunctionType)
 )
+_TABLES = frozenset((OrderedDict, dict))
 
 
 def copy_model(
-    model: nn.Module, tensors: Mapping[str, Tensor] | None = None, *, share: bool = False
+    model: nn.Module,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    share: bool = False,
+    held: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """A copy of a model in which some tensors are exchanged.
 
@@ -30,12 +35,13 @@ def copy_model(
         tensors: New tensors for parameters and buffers, by name; a parameter keeps its class,
             and its ``requires_grad``.
         share: Share the tensors that are not exchanged with the model, instead of copying them.
+        held: The model's own tensors by name, where they are known already.
 
     Returns:
         The copy. Tensors that the model shares between names are shared in the copy.
     """
     memo: dict[int, Any] = {}
-    for name, old in tensors_of(model).items():
+    for name, old in (tensors_of(model) if held is None else held).items():
         new = (tensors or {}).get(name)
         if new is not None:
             memo[id(old)] = _dressed(new, old)
@@ -79,31 +85,39 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     for held in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in getattr(module, held).items():
-                if tensor is not None:
-                    named.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+                if tensor is not None and id(tensor) not in named:
+                    named[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
     return dict(named.values())
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter; asking torch takes ten times as long for the usual classes."""
+    kind = type(tensor)
+    return kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter))
 
 
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """What ``model.named_modules()`` gives, but quicker: that nests generators."""
     found: list[tuple[str, nn.Module]] = []
-    _collect(model, "", found, set())
+    seen: set[int] = set()
+    pending = [("", model)]
+    while pending:
+        path, module = pending.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found.append((path, module))
+        children = module._modules
+        if children:
+            prefix = f"{path}." if path else ""
+            pending += [
+                (prefix + name, child) for name, child in reversed(children.items()) if child is not None
+            ]
     return found
 
 
-def _collect(module: nn.Module, path: str, into: list[tuple[str, nn.Module]], seen: set[int]) -> None:
-    seen.add(id(module))
-    into.append((path, module))
-    prefix = f"{path}." if path else ""
-    for name, child in module._modules.items():
-        if child is not None and id(child) not in seen:
-            _collect(child, prefix + name, into, seen)
-
-
 def _dressed(new: Tensor, old: Tensor) -> Tensor:
-    if not isinstance(old, nn.Parameter):
-        return new
-    if isinstance(new, nn.Parameter):
+    if not is_parameter(old) or is_parameter(new):
         return new
     return nn.Parameter(new, requires_grad=old.requires_grad)
 
@@ -116,16 +130,19 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     duplicate = module.__class__.__new__(module.__class__)
     memo[id(module)] = duplicate
-    duplicate.__dict__ = {
-        name: value if type(value) in _SHARED_TYPES else _copy_value(value, memo)
-        for name, value in module.__dict__.items()
-    }
+    held = module.__dict__.copy()
+    for name, value in held.items():  # most are switches and empty tables of hooks
+        kind = type(value)
+        if kind in _SHARED_TYPES:
+            continue
+        held[name] = kind() if kind in _TABLES and not value else _copy_value(value, memo)
+    duplicate.__dict__ = held
     return duplicate
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind is OrderedDict or kind is dict:
+    if kind in _TABLES:
         return _copy_dict(value, memo) if value else kind()
     if kind in _SHARED_TYPES or (kind is tuple and _SHARED_TYPES.issuperset(map(type, value))):
         return value

@@ -9,6 +9,7 @@ goes on with the predicted shape, so that one run finds every fault.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.building import GroupBuilder
 from secateurs.graph.groups import Graph, Indices, group_names, removed_places
 from secateurs.graph.labels import Dim
+from secateurs.graph.operators import canonical
 from secateurs.graph.origins import set_integer
 from secateurs.graph.records import Pass, Record
 from secateurs.graph.running import (
@@ -27,7 +29,6 @@ from secateurs.graph.running import (
     MetaMode,
     PretendedDevice,
     call_model,
-    canonical,
     empty_copy,
     numbers_of,
     plain_kernels,
@@ -130,7 +131,7 @@ def dry_run(
         mode = _Comparison(graph, builder, each.records, gone)
         empty_inputs = to_meta(inputs)
         try:
-            with plain_kernels(), PretendedDevice(builder.device), mode:
+            with plain_kernels(), _pretended(builder.device), mode:
                 call_model(trial, empty_inputs)
         except Exception as error:
             if not mode.faults:  # after a fault the model may go astray; another round will tell
@@ -139,12 +140,17 @@ def dry_run(
     return faults
 
 
+def _pretended(device: torch.device | None) -> AbstractContextManager[Any]:
+    """Tensors say that they are on this device; where none was asked, calls go through one mode less."""
+    return nullcontext() if device is None else PretendedDevice(device)
+
+
 def cut_shapes(graph: Graph, gone: Any) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters and buffers that a cut changes."""
     shapes: dict[str, list[int]] = {}
     for name, dim, units in graph.axes:
         shape = shapes.setdefault(name, list(graph.parameters[name]))
-        shape[dim] -= int(removed_places(units, gone, shape[dim]).sum())
+        shape[dim] -= int(np.count_nonzero(removed_places(units, gone, shape[dim])))
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
@@ -160,9 +166,10 @@ class _Comparison(MetaMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator and check the shapes of its results."""
-        if canonical(func) is None:
+        name = canonical(func)
+        if name is None:
             return compute(func, args, kwargs, self.answers)
-        if self._next >= len(self._records) or self._records[self._next].operator is not canonical(func):
+        if self._next >= len(self._records) or self._records[self._next].operator is not name:
             raise RuntimeError(f"the model takes another path after the cut, at {func}")
         record = self._records[self._next]
         self._next += 1
@@ -200,7 +207,7 @@ class _Comparison(MetaMode):
         key = tuple(id(factor) for factor in dim.factors)
         if key not in self._lengths:
             places = removed_places(self._builder.unit_factors(dim), self._gone, dim.size)
-            self._lengths[key] = dim.size - int(places.sum())
+            self._lengths[key] = dim.size - int(np.count_nonzero(places))
         return self._lengths[key]
 
     def _stand_in(self, record: Record, shapes: Sequence[Sequence[int]]) -> Any:

@@ -188,15 +188,17 @@ class Graph:
 
 def removed_places(units: Sequence[Indices], gone: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
     """Which indices of a dimension are removed: those whose unit in any factor is."""
-    places = np.zeros(size, np.bool_)
-    for factor in units:
+    if not units:
+        return np.zeros(size, np.bool_)
+    places = gone[units[0]]
+    for factor in units[1:]:
         places |= gone[factor]
     return places
 
 
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
     """A short hash of names and shapes, the same for every instance of one architecture."""
-    text = ";".join(f"{name}:{tuple(int(n) for n in shape)}" for name, shape in sorted(shapes.items()))
+    text = ";".join(f"{name}:{tuple(map(int, shape))}" for name, shape in sorted(shapes.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

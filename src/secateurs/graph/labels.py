@@ -136,7 +136,7 @@ class Labels:
         found, latest = self._why[roots], np.zeros(len(roots), np.int64)
         for _ in range(_DEEPEST_PAIR):
             paired = (found == 0) & (self._first[roots] != _NO_PAIR)
-            if not paired.any():
+            if not np.count_nonzero(paired):
                 break
             first, second = self.find(self._first[roots[paired]]), self.find(self._second[roots[paired]])
             closed = self._why[first] > 0
@@ -160,6 +160,18 @@ class Labels:
             self.join(self._index_labels(a), self._index_labels(b))
         else:
             self._join_factors(list(self.resolve(a).factors), list(self.resolve(b).factors))
+
+    def unify_all(self, dim: Dim, others: Sequence[Dim]) -> None:
+        """Join a dimension with several others; those of one factor in one go, as for the four of a norm."""
+        plain = [other for other in others if len(other.factors) == 1 and other.size == dim.size]
+        if len(dim.factors) == 1 and len(plain) > 1:
+            labels = self._index_labels(dim)
+            self.join(
+                np.tile(labels, len(plain)), np.concatenate([self._index_labels(each) for each in plain])
+            )
+            others = [other for other in others if other not in plain]
+        for other in others:
+            self.unify(dim, other)
 
     def _join_factors(self, first: list[LabelArray], second: list[LabelArray]) -> None:
         """Join dimensions of several factors: those that part the indices alike, then the rest as a whole.
@@ -186,7 +198,7 @@ class Labels:
             if not merged.size:
                 continue
             reasons = self._why[merged]
-            if reasons.any():
+            if np.count_nonzero(reasons):
                 np.maximum.at(self._why, self.find(merged), reasons)
             if self._has_pairs:
                 pending += self._halves_to_join(merged)
@@ -196,7 +208,7 @@ class Labels:
         roots = self.find(merged)
         pending = []
         paired = self._first[merged] != _NO_PAIR
-        if paired.any():
+        if np.count_nonzero(paired):
             old, new = merged[paired], roots[paired]
             first, second = self._first[old], self._second[old]
             empty = self._first[new] == _NO_PAIR
@@ -216,9 +228,10 @@ class Labels:
         while True:
             ra, rb = self.find(a), self.find(b)
             differ = ra != rb
-            if not differ.any():
+            count = np.count_nonzero(differ)  # `any` and `all` of short arrays take several times as long
+            if not count:
                 return np.concatenate(gone) if gone else np.empty(0, np.int64)
-            a, b = ra[differ], rb[differ]
+            a, b = (ra, rb) if count == len(differ) else (ra[differ], rb[differ])
             low, high = np.minimum(a, b), np.maximum(a, b)
             np.minimum.at(self._parent, high, low)
             gone.append(high)
@@ -249,11 +262,11 @@ class Labels:
         while self._has_pairs:
             roots = self.find(labels)
             paired = (self._first[roots] != _NO_PAIR) & (self._why[roots] == 0)
-            if not paired.any():
+            if not np.count_nonzero(paired):
                 return labels
             first, second = self.find(self._first[roots[paired]]), self.find(self._second[roots[paired]])
             lone = (self._why[first] > 0) != (self._why[second] > 0)
-            if not lone.any():
+            if not np.count_nonzero(lone):
                 return labels
             labels = roots.copy()
             labels[np.flatnonzero(paired)[lone]] = np.where(self._why[first] > 0, second, first)[lone]
@@ -300,7 +313,7 @@ class Labels:
         roots = self.find(factor)
         free = self._why[roots] == 0  # a locked pair has locked halves
         paired = free & (self._first[roots] != _NO_PAIR)
-        if paired.any():
+        if np.count_nonzero(paired):
             for half in (
                 np.where(paired, self._first[roots], roots),
                 np.where(paired, self._second[roots], LOCKED),
@@ -309,7 +322,7 @@ class Labels:
                 below[found.tobytes()] = found
             return
         atoms = np.where(free, roots, LOCKED)
-        if atoms.any() and not any(np.array_equal(atoms, other) for other in into):
+        if np.count_nonzero(atoms) and not any(np.array_equal(atoms, other) for other in into):
             into.append(atoms)
 
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -15,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
+from secateurs.graph.copying import copy_model, drop_foreign_hooks, is_parameter, modules_of, tensors_of
 from secateurs.graph.exchange import write_out
+from secateurs.graph.operators import operator
 from secateurs.graph.values import Answers, Recording, as_meta, compute, value_of, with_value, without_masks
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
@@ -39,13 +41,16 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
         shapes: Other shapes for some parameters or buffers, by name.
     """
     empty: dict[str, Tensor] = {}
-    for name, tensor in tensors_of(model).items():
-        shape = tuple((shapes or {}).get(name, tensor.shape))
+    held = tensors_of(model)
+    for name, tensor in held.items():
+        shape = (shapes or {}).get(name, tensor.shape)
         blank = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        if not (isinstance(tensor, nn.Parameter) or tensor.is_meta or tensor.is_floating_point()):
+        if is_parameter(tensor):
+            blank = nn.Parameter(blank, requires_grad=False)
+        elif not (tensor.is_meta or tensor.is_floating_point()):
             with_value(blank, tensor.detach().cpu().clone())
-        empty[name] = nn.Parameter(blank, requires_grad=False) if isinstance(tensor, nn.Parameter) else blank
-    duplicate = copy_model(model, empty)
+        empty[name] = blank
+    duplicate = copy_model(model, empty, held=held)
     drop_foreign_hooks(duplicate)
     write_out(duplicate)
     return duplicate
@@ -53,7 +58,8 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of a model's first tensor; the CPU where it has none, or none with data."""
-    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    device = torch.device("cpu") if first is None else first.device
     return torch.device("cpu") if device.type == "meta" else device
 
 
@@ -133,6 +139,14 @@ def to_meta(value: Any) -> Any:
     return tree_map_only(Tensor, as_meta, value)
 
 
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """The model, put in evaluation mode where a part of it is not."""
+    return model.eval() if any(module.training for _, module in modules_of(model)) else model
+
+
+_EMPTY = torch.ops.aten.empty.memory_format
+
+
 class MetaMode(TorchDispatchMode):
     """Keeps every operator on the meta device, whatever device the model's code asks for.
 
@@ -147,12 +161,16 @@ class MetaMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = dict(kwargs) if kwargs else {}
+        if func is _EMPTY and args[0] == [0]:  # torch's batch norm makes one at each call
+            return torch.empty(0, dtype=kwargs.get("dtype"), device="meta")
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("meta")
             kwargs.pop("pin_memory", None)
-        if not all(tensor.is_meta for tensor in call_tensors(args, kwargs)):
-            args, kwargs = to_meta(args), to_meta(kwargs)
+        for tensor in call_tensors(args, kwargs):
+            if not tensor.is_meta:
+                args, kwargs = to_meta(args), to_meta(kwargs)
+                break
         return self.run(func, without_masks(func, args, self.answers.places), kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -164,31 +182,13 @@ class MetaMode(TorchDispatchMode):
         return compute(func, args, kwargs, self.answers)
 
 
-_LAYOUT = frozenset(
-    (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default)
-)
-_VIEWS = frozenset(
-    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten._reshape_alias.default)
-)
-
-
-def canonical(operator: Any) -> Any:
-    """The operator as it is compared between two runs: None for copies, one name for all reshapes.
-
-    Which of them a reshape turns into depends on strides, and so on lengths that a cut changes.
-    """
-    if operator in _LAYOUT:
-        return None
-    return torch.ops.aten.view.default if operator in _VIEWS else operator
-
-
-def numbers_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+def numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
     """The numbers that an operator computes with: floats, and where it works point by point integers too.
 
     Tensors of no dimensions whose value is known are numbers as well.
     """
-    kinds = (float, int) if torch.Tag.pointwise in operator.tags else float
-    found = []
+    kinds = operator(func).numbers
+    found: list[Any] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
             if value.dim() == 0 and (known := value_of(value)) is not None and not known.is_complex():
@@ -206,7 +206,11 @@ def results_of(out: Any) -> list[Tensor]:
 def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments of a call, in a fixed order."""
     found: list[Tensor] = []
-    _collect(args, found)
+    for value in args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list, dict)):
+            _collect((value,), found)
     if kwargs:
         _collect(kwargs.values(), found)
     return found

@@ -117,6 +117,18 @@ def _layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float)
     return _blank(x, x.shape), statistic, _like(statistic)
 
 
+def _matrix_product(a: Tensor, b: Tensor) -> Tensor | None:
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2] or a.dtype != b.dtype:
+        return None
+    return _blank(a, (*a.shape[:-1], b.shape[-1]))
+
+
+def _add_matrix_product(bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Tensor | None:
+    if bias.dim() != 1 or bias.shape[0] != b.shape[-1] or bias.dtype != a.dtype:
+        return None
+    return _matrix_product(a, b)
+
+
 def _grouped_product(x: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     """Torch's kernel without data takes one precision only; the one with data takes more."""
     if weights.dim() != 3 or x.dim() not in (2, 3) or x.shape[-1] != weights.shape[1]:
@@ -153,6 +165,9 @@ _SHAPES: dict[Any, Shape] = {
     ),
     **dict.fromkeys([_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor], _binary),
     **dict.fromkeys([_aten.add_.Tensor, _aten.mul_.Tensor], _binary_in_place),
+    _aten.mm.default: _matrix_product,
+    _aten.bmm.default: _matrix_product,
+    _aten.addmm.default: _add_matrix_product,
     _aten.mean.dim: _mean,
     _aten._adaptive_avg_pool2d.default: _average_pool,
     _aten.convolution.default: _convolution,

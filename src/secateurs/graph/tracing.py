@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
-from secateurs.graph.copying import modules_of, tensors_of
+from secateurs.graph.copying import is_parameter, modules_of, tensors_of
 from secateurs.graph.expressions import Attribute, Expression, Length
 from secateurs.graph.integers import Book, Statement, Traced, size_lists, traced_in, unflattened_sizes
 from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.operators import operator
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.records import Contraction, ParameterDim, Pass, Read, Record
@@ -30,7 +31,6 @@ from secateurs.graph.running import (
     MetaMode,
     call_model,
     call_tensors,
-    canonical,
     numbers_of,
     plain_kernels,
     results_of,
@@ -70,7 +70,7 @@ class Tracer(MetaMode):
         super().__init__()
         self.values = values
         self.device = device or torch.device("cpu")
-        self.needs_rows = False
+        self.needs_rows = self.asked_device = False
         self.rescalings: list[tuple[Dim, Places]] = []
         self._rows = Provenance(self.is_weight) if follow_rows else None
         self._derives_scale = False
@@ -110,7 +110,7 @@ class Tracer(MetaMode):
         self._watch_plain_norms(model)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
-            if not isinstance(tensor, nn.Parameter):
+            if not is_parameter(tensor):
                 self.buffers.add(name)
         self._one_pass(model, inputs)
         self.elsewhere = {place.parameter for place in self._unused()}
@@ -192,19 +192,19 @@ class Tracer(MetaMode):
                 for tensor in operands:
                     if self.is_weight(tensor):
                         self.add_role(self.dims(tensor), "carrier")
-        if torch.Tag.nondeterministic_seeded in func.tags and len(self.contractions) == contractions:
+        about = operator(func)
+        if about.draws and len(self.contractions) == contractions:
             for result in results_of(out):  # fewer numbers drawn are other numbers
                 for dim in self.dims(result):
                     self.mix(dim, "drawing random numbers")
         if self._rows is not None and not self._derives_scale:
             self._rows.follow(func, args, kwargs, out)
-        name = canonical(func)
-        if name is None:
+        if about.compared is None:
             return out
         results = results_of(out)
         dims = tuple(self.dims(result) for result in results)
         dtypes = tuple(result.dtype for result in results)
-        self._records.append(Record(name, numbers, dims, dtypes, isinstance(out, Tensor), incoming))
+        self._records.append(Record(about.compared, numbers, dims, dtypes, isinstance(out, Tensor), incoming))
         return out
 
     def _refuse(
@@ -245,6 +245,10 @@ class Tracer(MetaMode):
     def unify(self, a: Dim, b: Dim) -> None:
         """These two dimensions lose the same indices."""
         self.labels.unify(a, b)
+
+    def unify_all(self, dim: Dim, others: Sequence[Dim]) -> None:
+        """This dimension and all the others lose the same indices."""
+        self.labels.unify_all(dim, others)
 
     def lock(self, dim: Dim, reason: str) -> None:
         """This dimension keeps its length; the reason is reported with the line of the model's source."""
@@ -421,6 +425,7 @@ class _Calls(TorchFunctionMode):
         if func is Tensor.numel or func is torch.numel:
             return self._tracer.count(args[0] if args else kwargs["input"])
         if func == DEVICE and out.type == "meta":
+            self._tracer.asked_device = True
             return self._tracer.device
         if func == _SHAPE:
             return self._tracer.lengths(args[0], out)

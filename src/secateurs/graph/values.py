@@ -16,20 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateurs.graph.operators import Operator, operator
 from secateurs.graph.shapes import compute as compute_shape
 
 _VALUE = "_secateurs_value"
 _LARGEST = 1 << 20
 _aten = torch.ops.aten
-_ASKS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_ASKS_UNTAGGED = ("torchvision::nms",)
-_ASKING: dict[Any, bool] = {}
-_MAKERS = frozenset(
-    getattr(_aten, name)
-    for name in (
-        "arange", "zeros", "ones", "full", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices",
-    )
-)  # fmt: skip
 
 
 class UnknownValueError(Exception):
@@ -94,13 +86,14 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answers: A
     """Carry out one operator on meta tensors, and on their values where all are known."""
     if asks(func, args):
         return answers.answer(func, args, kwargs)
-    known = None if _leads_with_unknown(args) else _known_call(func, args, kwargs)
+    about = operator(func)
+    known = None if _leads_with_unknown(args) else _known_call(about, args, kwargs)
     out = compute_shape(func, args, kwargs)
     if known is not None:
         for result, value in zip(_tensors(out), _tensors(func(*known[0], **known[1])), strict=True):
             if getattr(result, _VALUE, None) is not value:
                 with_value(result, value)
-    elif func._schema.is_mutable:
+    elif about.is_mutable:
         for tensor in _tensors(out):
             if value_of(tensor) is not None:
                 delattr(tensor, _VALUE)
@@ -114,9 +107,7 @@ def _leads_with_unknown(args: tuple[Any, ...]) -> bool:
 
 def asks(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operator's result depends on values, so that its shape alone does not tell."""
-    if func not in _ASKING:
-        _ASKING[func] = func._schema.name in _ASKS_UNTAGGED or any(tag in func.tags for tag in _ASKS)
-    if not _ASKING[func]:
+    if not operator(func).asks:
         return False
     if func is _aten.index.Tensor:
         return any(_is_mask(each) for each in args[1])
@@ -148,14 +139,13 @@ def without_masks(
     return args[0], found
 
 
-def _known_call(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+def _known_call(about: Operator, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
     """The arguments of a call with values in place of meta tensors; None where one is not known."""
-    packet = func.overloadpacket
-    if torch.Tag.nondeterministic_seeded in func.tags:
+    if about.draws:
         return None
-    if packet in _MAKERS and not _tensors((args, kwargs)):
+    if about.makes and not _tensors((args, kwargs)):
         return args, {**kwargs, "device": torch.device("cpu")}
-    return _known((args, kwargs))
+    return _known((args, kwargs)) if about.takes_tensors else None
 
 
 def _known(call: tuple[Any, dict[str, Any]]) -> tuple[Any, Any] | None:

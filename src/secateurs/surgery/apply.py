@@ -54,7 +54,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     tensors = tensors_of(model)
     check_fits(tensors, plan)
     small = _slices(tensors, plan)
-    result = model if inplace else copy_model(model, small)
+    result = model if inplace else copy_model(model, small, held=tensors)
     if inplace:
         for name, tensor in small.items():
             tensors[name].data = tensor

@@ -27,13 +27,13 @@ from secateurs.errors import VerifyError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Indices
 from secateurs.graph.labels import LOCKED, Dim, LabelArray
+from secateurs.graph.operators import canonical
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.rules import find_call_rule, find_rule
 from secateurs.graph.running import (
     Inputs,
     call_model,
     call_tensors,
-    canonical,
     plain_kernels,
     results_of,
 )

@@ -37,9 +37,7 @@ def batch_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
         for place, dim in enumerate(t.dims(x)):
             if place != 1:
                 t.mix(dim, "batch statistics")
-    for parameter in args[1:5]:
-        if isinstance(parameter, Tensor):
-            t.unify(channel, t.dims(parameter)[0])
+    t.unify_all(channel, [t.dims(parameter)[0] for parameter in args[1:5] if isinstance(parameter, Tensor)])
     results = [out] if isinstance(out, Tensor) else [r for r in out if isinstance(r, Tensor)]
     t.set(results[0], t.dims(x))
     for statistic in results[1:]:
