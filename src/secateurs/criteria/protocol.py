@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from secateurs.criteria.observed import Batch, Reading
+from secateurs.criteria.processes import add_up
 from secateurs.errors import ScoreError, UnknownNameError
 from secateurs.graph.groups import Graph, Group, Slice
 
@@ -16,69 +17,59 @@ Weights: TypeAlias = Mapping[str, Tensor]
 WeightFunction: TypeAlias = Callable[[Group, Weights], Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """What one batch shows at one place where weights read units.
-
-    Args:
-        activation: The tensor that is read; the first dimension counts examples (times any windows).
-        gradient: Gradient of the batch's *summed* loss with respect to what is read here, same shape.
-        dim: The dimension that holds units.
-        units: ``(length of dim,)`` number of the unit at each index; `unit_count` where there is none.
-        unit_count: Number of units in the graph.
-        examples: Number of examples in the batch.
-    """
-
-    activation: Tensor
-    gradient: Tensor
-    dim: int
-    units: Tensor
-    unit_count: int
-    examples: int
-
-    def per_example(self, values: Tensor) -> Tensor:
-        """Sum values of the activation's shape over everything but examples and units.
-
-        Returns:
-            ``(examples, unit_count + 1)`` in float64; the last column collects what belongs to no unit.
-        """
-        length = values.shape[self.dim]
-        if self.dim == 1 and values.dim() > 1:
-            summed = values.flatten(2).sum(2) if values.dim() > 2 else values
-        else:
-            summed = values.movedim(self.dim, -1)
-        summed = summed.reshape(self.examples, -1, length).sum(1)
-        total = torch.zeros(self.examples, self.unit_count + 1, dtype=torch.float64, device=values.device)
-        return total.index_add_(1, self.units, summed.double())
-
-    def positions(self) -> Tensor:
-        """For each unit the number of values that one example has here; ``(unit_count + 1,)``."""
-        length = self.activation.shape[self.dim]
-        each = self.activation.numel() / (self.examples * length)
-        counts = torch.bincount(self.units, minlength=self.unit_count + 1)
-        return counts.double() * each
-
-
 class Criterion:
     """A rule that gives every unit an importance, larger means keep. Subclass it for one of your own.
 
     A criterion that needs only weights overrides `importance`. One that needs data sets `needs_data`; then
-    `start` is called once, `observe` for every reading of every batch, `end_batch` after each batch, and
-    `importance` at the end. State lives in the object from `start` on.
+    `start` is called once, `begin_batch` before each batch, `observe` for every reading of it, `end_batch`
+    after it, and `importance` at the end. State lives in the object from `start` on.
+
+    Attributes:
+        name: The name under which `register` makes it known.
+        needs_data: Whether it has to see data.
+        readings: What its readings must hold: ``"gradients"`` beside the activations, ``"activations"``
+            alone, for which a forward pass will do and no loss is needed, or ``"none"`` where it takes no
+            readings.
+        weight_gradients: Whether `observe_gradients` is to be called with the gradients of the weights.
+        needs_loss: Whether it asks a batch for its loss itself.
+        normalization: What its importances are divided by, by group, unless `score` is told otherwise.
+        remark: How the importances were found, where there are several ways; set by the pass.
     """
 
     name: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
+    readings: ClassVar[Literal["gradients", "activations", "none"]] = "gradients"
+    weight_gradients: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
     normalization: ClassVar[str] = "none"
+    remark: str = ""
 
     def start(self, graph: Graph, device: torch.device) -> None:
         """Forget everything; a new pass over the data begins."""
 
+    def begin_batch(self, batch: Batch) -> None:
+        """A batch comes; passes of the criterion's own over it are made here."""
+
     def observe(self, reading: Reading) -> None:
         """Take in one reading of one batch."""
 
+    def observe_gradients(self, gradients: Weights, weights: Weights, batch: Batch) -> None:
+        """Take in the gradients of the batch's mean loss with respect to the weights that make units."""
+
     def end_batch(self, examples: int) -> None:
         """All readings of a batch have been given."""
+
+    def sums(self) -> Sequence[Tensor]:
+        """The tensors of its state, all sums over the data, so that processes can add them up."""
+        raise ScoreError(
+            f"{self.name or type(self).__name__} does not say what adds up over several processes",
+            fix="override Criterion.sums() to return the tensors that are sums over the data",
+        )
+
+    def combine(self) -> None:
+        """Make the state that of all processes together; called in each of several, after the last batch."""
+        for tensor in self.sums():
+            add_up(tensor)
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """The importance of each unit of a group.
@@ -94,16 +85,27 @@ class Criterion:
 
 
 class Scores(Mapping[str, Tensor]):
-    """Importances by group name: ``(units,)`` in float64 on the CPU, larger means keep."""
+    """Importances by group name: ``(units,)`` in float64 on the CPU, larger means keep.
 
-    curves: Mapping[str, Tensor] | None = None
-    """By group name the error after 0, 1, ... of the group's units have left, where the criterion has one."""
+    Args:
+        criterion: The name of the criterion.
+        values: The importances.
+        curves: By group name the error after 0, 1, ... of the group's units have left, where the criterion
+            has one.
+        remark: How they were found, where the criterion has several ways.
+    """
 
     def __init__(
-        self, criterion: str, values: Mapping[str, Tensor], *, curves: Mapping[str, Tensor] | None = None
+        self,
+        criterion: str,
+        values: Mapping[str, Tensor],
+        *,
+        curves: Mapping[str, Tensor] | None = None,
+        remark: str = "",
     ) -> None:
         self.criterion = criterion
         self.curves = curves
+        self.remark = remark
         self._values = dict(values)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -117,7 +119,8 @@ class Scores(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         units = sum(len(values) for values in self._values.values())
-        return f"Scores({self.criterion!r}, {len(self)} groups, {units} units)"
+        remark = f", {self.remark}" if self.remark else ""
+        return f"Scores({self.criterion!r}, {len(self)} groups, {units} units{remark})"
 
 
 class FromFunction(Criterion):

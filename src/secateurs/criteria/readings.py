@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from secateurs.criteria.protocol import Reading
+from secateurs.criteria.observed import EXAMPLES_FIRST, Layout, Reading, UnitIndex
 from secateurs.errors import ScoreError
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
 from secateurs.graph.running import attention_as_written, frozen, modes_kept
 from secateurs.graph.tracing import is_numbered
+
+Place: TypeAlias = tuple[int, int]  # number of the torch function call, position among its tensors
 
 
 class _Gate(torch.autograd.Function):
@@ -42,19 +44,29 @@ class Gates(TorchFunctionMode):
     Args:
         graph: The graph of the model.
         device: Where the model runs.
-        observe: Called in the backward pass with every reading.
+        observe: Called in the backward pass with every reading; None where there is to be none.
+        look: Called in the forward pass with every reading, without gradients.
+        layouts: Where the examples lie in what is read, by call and argument.
     """
 
-    def __init__(self, graph: Graph, device: torch.device, observe: Callable[[Reading], None]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        device: torch.device,
+        observe: Callable[[Reading], None] | None = None,
+        *,
+        look: Callable[[Reading], None] | None = None,
+        layouts: Mapping[Place, Layout | None] | None = None,
+    ) -> None:
         super().__init__()
-        self._observe = observe
-        self._unit_count = graph.units
-        self._reads: dict[int, dict[int, list[tuple[int, Tensor]]]] = {}
+        self._observe, self._look = observe, look
+        self._reads: dict[int, dict[int, list[tuple[int, UnitIndex]]]] = {}
         for read in graph.reads:
             units = torch.from_numpy(read.units).to(device)
-            units = torch.where(units == NO_UNIT, graph.units, units)
-            self._reads.setdefault(read.call, {}).setdefault(read.argument, []).append((read.dim, units))
+            index = UnitIndex(torch.where(units == NO_UNIT, graph.units, units), graph.units)
+            self._reads.setdefault(read.call, {}).setdefault(read.argument, []).append((read.dim, index))
         self._names = {read.call: _where(read) for read in graph.reads}
+        self.layouts = dict(layouts or {})
         self._call = 0
         self.examples = 0
 
@@ -74,7 +86,7 @@ class Gates(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _gated(
-        self, reads: dict[int, list[tuple[int, Tensor]]], args: Any, kwargs: Any
+        self, reads: dict[int, list[tuple[int, UnitIndex]]], args: Any, kwargs: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         leaves, structure = tree_flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -85,22 +97,38 @@ class Gates(TorchFunctionMode):
                     where=self._names[self._call - 1],
                     fix="trace with inputs like the data, and pass data of one shape",
                 )
-            value = leaves[places[argument]]
-            if not value.requires_grad:
-                value = value.detach().requires_grad_()
-            leaves[places[argument]] = _Gate.apply(value, self._show(dims))
+            here = (self._call - 1, argument)
+            leaves[places[argument]] = self.gate(leaves[places[argument]], here, dims)
         gated: tuple[tuple[Any, ...], dict[str, Any]] = tree_unflatten(leaves, structure)
         return gated
 
-    def _fits(self, tensor: Tensor, dims: Sequence[tuple[int, Tensor]]) -> bool:
-        return all(tensor.dim() > dim and tensor.shape[dim] == len(units) for dim, units in dims)
+    def gate(self, value: Tensor, place: Place, dims: Sequence[tuple[int, UnitIndex]]) -> Tensor:
+        """What the weights read in place of a value; the value itself, unless a subclass says otherwise."""
+        if self._look is not None:
+            with torch.no_grad():
+                self._show(self._look, value, None, place, dims)
+        if self._observe is None:
+            return value
+        if not value.requires_grad:
+            value = value.detach().requires_grad_()
+        observe = self._observe
+        gated: Tensor = _Gate.apply(value, lambda z, g: self._show(observe, z, g, place, dims))
+        return gated
 
-    def _show(self, dims: Sequence[tuple[int, Tensor]]) -> Callable[[Tensor, Tensor], None]:
-        def show(value: Tensor, gradient: Tensor) -> None:
-            for dim, units in dims:
-                self._observe(Reading(value, gradient, dim, units, self._unit_count, self.examples))
+    def _fits(self, tensor: Tensor, dims: Sequence[tuple[int, UnitIndex]]) -> bool:
+        return all(tensor.dim() > dim and tensor.shape[dim] == len(index.units) for dim, index in dims)
 
-        return show
+    def _show(
+        self,
+        to: Callable[[Reading], None],
+        value: Tensor,
+        gradient: Tensor | None,
+        place: Place,
+        dims: Sequence[tuple[int, UnitIndex]],
+    ) -> None:
+        layout = self.layouts.get(place, EXAMPLES_FIRST)
+        for dim, index in dims:
+            to(Reading(value, gradient, dim, index, self.examples, layout))
 
 
 def _where(read: UnitRead) -> str:
@@ -108,14 +136,19 @@ def _where(read: UnitRead) -> str:
 
 
 @contextmanager
-def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients of parameters, attention as traced; everything put back afterwards."""
+def scoring_mode(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
+    """Evaluation mode, no gradients of parameters, attention as traced; everything put back afterwards.
+
+    Args:
+        model: The model.
+        gradients: Whether activations are to have gradients.
+    """
     with (
         modes_kept(model),
         frozen(model),
         attention_as_written(),
         attention_written_out(model),
-        torch.enable_grad(),
+        torch.set_grad_enabled(gradients),
     ):
         model.eval()
         yield

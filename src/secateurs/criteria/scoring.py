@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.criteria.batches import LossFunction, batch_on, loss_of
-from secateurs.criteria.protocol import Criterion, Reading, Scores, WeightFunction, resolve
-from secateurs.criteria.readings import Gates, scoring_mode
-from secateurs.errors import ScoreError, UnknownNameError
+from secateurs.criteria.batches import LossFunction
+from secateurs.criteria.normalizations import Normalization, normalizer
+from secateurs.criteria.protocol import Criterion, Scores, WeightFunction, resolve
+from secateurs.criteria.sweep import needs_loss, sweep
+from secateurs.errors import ScoreError
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.groups import Graph
-from secateurs.graph.running import call_model
+from secateurs.graph.groups import Graph, Group
 
 AnyCriterion: TypeAlias = str | Criterion | WeightFunction
-
-NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda values: values,
-    "l2": lambda values: values / values.norm().clamp(min=torch.finfo(torch.float64).tiny),
-    "l1": lambda values: values / values.abs().sum().clamp(min=torch.finfo(torch.float64).tiny),
-    "max": lambda values: values / values.abs().max().clamp(min=torch.finfo(torch.float64).tiny),
-    "mean": lambda values: values / values.abs().mean().clamp(min=torch.finfo(torch.float64).tiny),
-}
 
 
 @overload
@@ -35,7 +27,7 @@ def score(  # type: ignore[overload-overlap]
     *,
     data: Iterable[Any] | None = ...,
     loss_fn: LossFunction | None = ...,
-    normalization: str | None = ...,
+    normalization: Normalization = ...,
 ) -> Scores: ...
 
 
@@ -47,7 +39,7 @@ def score(
     *,
     data: Iterable[Any] | None = ...,
     loss_fn: LossFunction | None = ...,
-    normalization: str | None = ...,
+    normalization: Normalization = ...,
 ) -> dict[str, Scores]: ...
 
 
@@ -58,22 +50,25 @@ def score(
     *,
     data: Iterable[Any] | None = None,
     loss_fn: LossFunction | None = None,
-    normalization: str | None = None,
+    normalization: Normalization = None,
 ) -> Scores | dict[str, Scores]:
     """How much each unit matters, larger means keep.
 
-    Runs in evaluation mode, whatever mode the model is in, and leaves no trace in it.
+    Runs in evaluation mode, whatever mode the model is in, and leaves no trace in it. All criteria share one
+    pass over the data, which runs forward only where none of them needs gradients. Under ``torch.autocast``
+    it runs in mixed precision. In several processes (``accelerate launch``), each with its share of the
+    batches, all get the importances of the whole data.
 
     Args:
         model: The model that the graph was traced from.
         graph: The graph.
-        criterion: A name (``"taylor"``, ``"taylor-signed"``, ``"l1"``, ``"l2"``, ``"random"``), a
-            `Criterion`, or a function ``(group, weights) -> (units,)``; or a sequence of these, for one
-            pass over the data.
+        criterion: A name of `secateurs.criteria.names`, a `Criterion`, or a function
+            ``(group, weights) -> (units,)``; or a sequence of these, for one pass over the data.
         data: Batches ``(inputs, targets)``, for criteria that need data; the first dimension counts examples.
+            Where no criterion needs a loss, a batch may be the inputs alone.
         loss_fn: ``loss_fn(outputs, targets)``, the mean over the batch.
-        normalization: Per group: ``"none"``, ``"l2"``, ``"l1"``, ``"max"`` or ``"mean"``; each criterion's
-            own by default (``"l2"`` for the Taylor criteria).
+        normalization: Per group: ``"none"``, ``"l2"``, ``"l1"``, ``"max"``, ``"mean"``, or ``"flops"`` for
+            `FlopsPenalty`; each criterion's own by default (``"l2"`` for the Taylor criteria).
 
     Returns:
         Importances by group name, ``(units,)`` in float64; for a sequence of criteria these by its name.
@@ -81,83 +76,55 @@ def score(
     Raises:
         ScoreError: Data, loss or gradients are missing, or the loss is not finite.
         UnknownNameError: A criterion or normalisation that is not known.
+
+    Example:
+        >>> import torch, secateurs
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> graph, data = secateurs.trace(net, torch.zeros(1, 4)), [torch.randn(8, 4)]
+        >>> secateurs.score(net, graph, ["l2", "apoz"], data=data)  # forward only: no loss is needed
+        {'l2': Scores('l2', 1 groups, 3 units), 'apoz': Scores('apoz', 1 groups, 3 units)}
     """
     several = isinstance(criterion, Sequence) and not isinstance(criterion, str)
     wanted = [resolve(item) for item in criterion] if several else [resolve(criterion)]  # type: ignore[union-attr, arg-type]
-    if normalization is not None and normalization not in NORMALIZATIONS:
-        raise UnknownNameError("normalization", normalization, NORMALIZATIONS)
+    normalizers = {name: normalizer(normalization, item, graph) for name, item in wanted}
     observers = [item for _, item in wanted if item.needs_data]
     if observers:
-        _observe(model, graph, observers, wanted, data, loss_fn)
+        sweep(model, graph, observers, _checked(wanted, data, loss_fn), loss_fn)
     weights = tensors_of(model)
-    scores = {
-        name: Scores(
-            name, {group.name: _importance(item, group, weights, normalization) for group in graph.groups}
-        )
-        for name, item in wanted
-    }
+    scores = {}
+    for name, item in wanted:
+        raw = {group.name: _importance(item, group, weights) for group in graph.groups}
+        values = {group: normalizers[name](group, each) for group, each in raw.items()}
+        scores[name] = Scores(name, values, remark=item.remark)
     return scores if several else scores[wanted[0][0]]
 
 
-def _importance(
-    criterion: Criterion, group: Any, weights: dict[str, Tensor], normalization: str | None
-) -> Tensor:
+def _importance(criterion: Criterion, group: Group, weights: dict[str, Tensor]) -> Tensor:
     values = torch.as_tensor(criterion.importance(group, weights)).detach().cpu().double()
     if values.shape != (group.size,):
         raise ScoreError(
             f"a criterion gives one importance a unit: group {group.name!r} has {group.size} units, "
             f"got shape {tuple(values.shape)}"
         )
-    return NORMALIZATIONS[normalization or criterion.normalization](values)
+    return values
 
 
-def _observe(
-    model: nn.Module,
-    graph: Graph,
-    observers: Sequence[Criterion],
-    wanted: Sequence[tuple[str, Criterion]],
-    data: Iterable[Any] | None,
-    loss_fn: LossFunction | None,
-) -> None:
-    if data is None or loss_fn is None:
-        needy = next(name for name, item in wanted if item.needs_data)
-        missing = " and ".join(
-            name for name, given in (("data", data), ("loss_fn", loss_fn)) if given is None
-        )
+def _checked(
+    wanted: Sequence[tuple[str, Criterion]], data: Iterable[Any] | None, loss_fn: LossFunction | None
+) -> Iterable[Any]:
+    """The data, if all that is needed was given."""
+    needy = next((name for name, item in wanted if needs_loss(item)), None)
+    missing = [name for name, given in (("data", data), ("loss_fn", loss_fn)) if given is None]
+    if needy is not None and missing:
         raise ScoreError(
-            f"{needy} needs gradients, but {missing} was not given",
+            f"{needy} needs gradients, but {' and '.join(missing)} was not given",
             fix="score(model, graph, criterion, data=loader, loss_fn=torch.nn.functional.cross_entropy)",
         )
-    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
-    for observer in observers:
-        observer.start(graph, device)
-
-    def observe(reading: Reading) -> None:
-        for observer in observers:
-            observer.observe(reading)
-
-    gates = Gates(graph, device, observe)
-    seen = 0
-    with scoring_mode(model):
-        for batch in data:
-            seen += _one_batch(model, gates, batch, loss_fn, device)
-            for observer in observers:
-                observer.end_batch(gates.examples)
-    if not seen:
-        raise ScoreError("the data has no batches", fix="pass a loader that yields (inputs, targets)")
-
-
-def _one_batch(
-    model: nn.Module, gates: Gates, batch: Any, loss_fn: LossFunction, device: torch.device
-) -> int:
-    inputs, targets, examples = batch_on(batch, device)
-    gates.begin(examples)
-    with gates:
-        outputs = call_model(model, inputs)
-    loss = loss_of(loss_fn, outputs, targets, examples)
-    if not loss.requires_grad:
+    if data is None:
+        needy = next(name for name, item in wanted if item.needs_data)
         raise ScoreError(
-            "the loss does not depend on any unit", fix="pass a loss_fn that uses the model's outputs"
+            f"{needy} needs activations, but data was not given",
+            fix="score(model, graph, criterion, data=loader)",
         )
-    (loss * examples).backward()
-    return examples
+    return data

@@ -11,62 +11,80 @@ which per-layer normalisation cancels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from secateurs.criteria.protocol import Criterion, Reading, Weights, register
+from secateurs.criteria.observed import Reading
+from secateurs.criteria.protocol import Criterion, Weights, register
 from secateurs.errors import ScoreError
 from secateurs.graph.groups import Graph, Group
 
 
-class _GatedProducts(Criterion):
-    """Collects ``sum z * dC/dz`` for each example and unit of a batch."""
+class GateCriterion(Criterion):
+    """Collects one number for each example and unit of a batch, a sum over all readers."""
 
     needs_data = True
     normalization = "l2"
 
     def start(self, graph: Graph, device: torch.device) -> None:
         """Forget everything."""
-        self._positions = torch.zeros(graph.units + 1, dtype=torch.float64, device=device)
         self._total = torch.zeros(graph.units + 1, dtype=torch.float64, device=device)
+        self._read = torch.zeros_like(self._total)
+        self._examples = torch.zeros((), dtype=torch.float64, device=device)
         self._batch: Tensor | None = None
-        self._examples = 0
-        self._batches = 0
 
     def observe(self, reading: Reading) -> None:
-        """Add one reader's share of the products."""
-        products = reading.per_example(reading.activation * reading.gradient)
-        self._batch = products if self._batch is None else self._batch.add_(products)
-        if not self._batches:
-            self._positions = torch.maximum(self._positions, reading.positions())
+        """Add one reader's share."""
+        if self._batch is None:
+            self._batch = self._total.new_zeros(reading.examples, len(self._total))
+            self._positions = torch.zeros_like(self._total)
+        reading.index.add(self._batch, self.share(reading))
+        torch.maximum(self._positions, reading.positions(), out=self._positions)
+
+    def share(self, reading: Reading) -> Tensor:
+        """What a reading gives for each example and index, ``(examples, length)``: ``sum z * dC/dz``."""
+        return reading.products()
 
     def end_batch(self, examples: int) -> None:
         """Fold the batch into the running sum."""
-        if self._batch is None:
-            return
-        self._total += self._fold(self._batch / self._positions.clamp(min=1))
-        self._batch = None
         self._examples += examples
-        self._batches += 1
+        if self._batch is not None:
+            self._total += self.fold(self._batch / self._positions.clamp(min=1))
+            self._read += self._positions
+            self._batch = None
 
-    def _fold(self, means: Tensor) -> Tensor:
-        """Reduce ``(examples, units)`` products, averaged over positions, to ``(units,)``."""
+    def fold(self, means: Tensor) -> Tensor:
+        """Reduce ``(examples, units)`` sums, averaged over positions, to ``(units,)``."""
         raise NotImplementedError
 
-    def importance(self, group: Group, weights: Weights) -> Tensor:
-        """The mean over all examples seen."""
+    def sums(self) -> Sequence[Tensor]:
+        """Total, places read and number of examples."""
+        return self._total, self._read, self._examples
+
+    def mean(self, group: Group) -> Tensor:
+        """The mean over all examples seen, for the units of a group.
+
+        Raises:
+            ScoreError: No weight reads them.
+        """
         mine = slice(group.first, group.first + group.size)
-        if not bool((self._positions[mine] > 0).all()):
+        if not bool((self._read[mine] > 0).all()):
             raise ScoreError(
                 f"{self.name} needs activations that weights read, but group {group.name!r} has none",
                 where=", ".join(part.parameter for part in group.slices),
                 fix=f"plan with skip=[{group.name!r}], or use a criterion on weights such as 'l2'",
             )
-        return self._total[mine].abs() / max(self._examples, 1)
+        return self._total[mine] / self._examples.clamp(min=1)
+
+    def importance(self, group: Group, weights: Weights) -> Tensor:
+        """The size of the mean over all examples."""
+        return self.mean(group).abs()
 
 
 @register
-class Taylor(_GatedProducts):
+class Taylor(GateCriterion):
     """The paper's criterion: ``mean over examples of | mean over space of z * dC/dz |``, per-layer l2.
 
     Mean over space, then absolute value, then mean over examples, with the gradient of each example's own
@@ -79,12 +97,13 @@ class Taylor(_GatedProducts):
 
     name = "taylor"
 
-    def _fold(self, means: Tensor) -> Tensor:
+    def fold(self, means: Tensor) -> Tensor:
+        """Sizes, example by example."""
         return means.abs().sum(0)
 
 
 @register
-class TaylorSigned(_GatedProducts):
+class TaylorSigned(GateCriterion):
     """The article's code: ``| sum over batches of the mean of z * dC/dz |``, per-layer l2.
 
     Contributions of opposite sign cancel over the data, which the paper's form avoids.
@@ -95,5 +114,6 @@ class TaylorSigned(_GatedProducts):
 
     name = "taylor-signed"
 
-    def _fold(self, means: Tensor) -> Tensor:
+    def fold(self, means: Tensor) -> Tensor:
+        """Sums with their signs."""
         return means.sum(0)

@@ -283,8 +283,20 @@ class GroupBuilder:
             for axis, dim in enumerate(read.dims):
                 for factor in self.unit_factors(dim):
                     if wanted[factor].any():
-                        found.append(UnitRead(call=read.call, argument=read.argument, dim=axis, units=factor))
+                        found.append(
+                            UnitRead(
+                                call=read.call,
+                                argument=read.argument,
+                                dim=axis,
+                                units=factor,
+                                examples_first=self._examples_first(read.dims, axis),
+                            )
+                        )
         return tuple(found)
+
+    def _examples_first(self, dims: Sequence[Dim], axis: int) -> bool:
+        """Whether an activation is ``(N, units)`` or ``(N, units, places)``, as rows and images are."""
+        return axis == 1 and dims[0].size == self._batch
 
     def _bare(self) -> Indices:
         """Units that are summed over without weights, so that only their producers can silence them."""

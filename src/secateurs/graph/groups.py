@@ -103,12 +103,15 @@ class UnitRead:
         argument: Position of the activation among the call's tensors.
         dim: The activation's dimension that holds units.
         units: For each index of that dimension its unit's number, `NO_UNIT` where there is none.
+        examples_first: Whether the first dimension certainly counts the examples of a batch; False where
+            only data can tell, as with sequences, where it may be the second.
     """
 
     call: int
     argument: int
     dim: int
     units: Indices
+    examples_first: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
