@@ -94,7 +94,7 @@ class Display:
         validation = "" if facts["score"] is None else f"  validation {text.share(facts['score'])}"
         self.say(
             f"  {_place(facts)}epoch {facts['epoch']}/{facts['epochs']}  loss {facts['loss']:.4f}{validation}"
-            f"  {facts['seconds']:.1f} s"
+            f"{_sparsity(facts)}  {facts['seconds']:.1f} s"
         )
         self._remove_bar()
 
@@ -138,3 +138,9 @@ def _place(facts: Mapping[str, Any]) -> str:
     if facts["stage"] == "final":
         return "last fine-tune, "
     return f"fine-tune {facts['iteration']}/{facts['iterations']}, "
+
+
+def _sparsity(facts: Mapping[str, Any]) -> str:
+    """What training for sparsity tells of an epoch."""
+    penalty = f"  penalty {facts['penalty']:.4g}" if "penalty" in facts else ""
+    return penalty + (f"  {facts['zeroed']} units zero, {facts['regrown']} grew" if "zeroed" in facts else "")

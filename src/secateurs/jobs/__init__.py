@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from secateurs.jobs.demo import demo_job
 from secateurs.jobs.prune import prune_job
-from secateurs.jobs.settings import DataSettings, PruneSettings, TrainSettings
+from secateurs.jobs.settings import DataSettings, PruneSettings, SparsifySettings, TrainSettings
+from secateurs.jobs.sparsify import sparsify_job
 from secateurs.jobs.train import train_job
 from secateurs.jobs.workplace import JobResult
 
@@ -12,8 +13,10 @@ __all__ = [
     "DataSettings",
     "JobResult",
     "PruneSettings",
+    "SparsifySettings",
     "TrainSettings",
     "demo_job",
     "prune_job",
+    "sparsify_job",
     "train_job",
 ]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from secateurs.errors import DataError
 from secateurs.graph import Graph, trace
 from secateurs.jobs.cuts import amounts_of, check_reach, criterion_for, cuttable, layer_cuts, selection_for
 from secateurs.jobs.measuring import sizes, speeds, top1
@@ -22,6 +21,7 @@ from secateurs.jobs.workplace import (
     StageCheckpoint,
     data_of,
     finish,
+    images_for,
     open_run,
     threads,
 )
@@ -70,17 +70,12 @@ def prune_job(
     origin = Run(settings.source)
     data = data_of(origin).at(settings.data)
     with threads(settings.threads):
-        source = data.load()
-        names = origin.config.get("class_names")
-        if names != list(source.class_names):
-            raise DataError(
-                f"the model knows the classes {names}, but {source.name} has {list(source.class_names)}"
-            )
+        source = images_for(origin, data)
         config = {
             "command": "prune",
             "architecture": origin.config.get("architecture"),
             "data": asdict(data),
-            "class_names": names,
+            "class_names": list(source.class_names),
             "settings": settings.to_dict(),
         }
         model = origin.model()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from secateurs.errors import BudgetError, DataError, RunError, TrainingError, UnknownNameError
 from secateurs.recovery.recipe import Recipe
+from secateurs.recovery.sparsify import check_options
 
 if TYPE_CHECKING:
     from secateurs.data import DataSource
@@ -202,6 +203,44 @@ class PruneSettings(_JobSettings):
     def cut_kinds(self) -> tuple[str, ...] | None:
         """Kinds of groups that may be cut; ``None`` for every kind."""
         return ("channel",) if self.kinds is None and self.remove is not None else self.kinds
+
+    def resolved(self) -> Self:
+        """The same with paths that mean the same from every folder."""
+        data = None if self.data is None else absolute_data(self.data)
+        return replace(self, source=str(Path(self.source).resolve()), data=data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparsifySettings(_JobSettings):
+    """What :func:`secateurs.jobs.sparsify_job` is asked to do.
+
+    Attributes:
+        source: The run directory of the trained model.
+        method: The name of a method of training for sparsity.
+        options: What the method takes: ``{"strength": 1e-4}``, ``{"rate": 0.4}``; its usual values if empty.
+        data: Another folder of images; those that the model was trained on if ``None``.
+        kinds: Kinds of groups to act on; every kind if ``None``.
+        skip: Glob patterns of groups to leave alone.
+
+    Example:
+        >>> SparsifySettings(source="runs/train-vgg16", method="sfp", options={"rate": 0.4}).recipe.epochs
+        10
+    """
+
+    source: str
+    method: str = "group-lasso"
+    options: dict[str, float] = field(default_factory=dict)
+    data: str | None = None
+    kinds: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check()
+        check_options(self.method, self.options)
+        if self.recipe.epochs < 1:
+            raise TrainingError(f"`1 <= epochs` must hold, got epochs={self.recipe.epochs}")
+        if self.recipe.distill:
+            raise TrainingError(f"sparsify has no teacher, so distill must be 0, got {self.recipe.distill}")
 
     def resolved(self) -> Self:
         """The same with paths that mean the same from every folder."""

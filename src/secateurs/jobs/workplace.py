@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from secateurs.data import DataSource, loader
-from secateurs.errors import RunError
-from secateurs.jobs.settings import DataSettings, PruneSettings, TrainSettings
+from secateurs.errors import DataError, RunError
+from secateurs.jobs.settings import DataSettings, PruneSettings, SparsifySettings, TrainSettings
 from secateurs.progress import Event, Observer, State
 from secateurs.runs import Run, has_begun
 
@@ -45,7 +45,7 @@ class Job:
         self,
         run: Run,
         source: DataSource,
-        settings: TrainSettings | PruneSettings,
+        settings: TrainSettings | PruneSettings | SparsifySettings,
         observer: Observer,
     ) -> None:
         self.run, self.source, self.settings = run, source, settings
@@ -204,3 +204,18 @@ def data_of(run: Run) -> DataSettings:
         return DataSettings.from_dict(run.config["data"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.path}/config.json names no data", where=str(run.path)) from error
+
+
+def images_for(origin: Run, data: DataSettings) -> DataSource:
+    """The images to work on the model of a finished run with.
+
+    Raises:
+        DataError: They are missing, or of other classes than the model's.
+    """
+    source = data.load()
+    names = origin.config.get("class_names")
+    if names != list(source.class_names):
+        raise DataError(
+            f"the model knows the classes {names}, but {source.name} has {list(source.class_names)}"
+        )
+    return source

@@ -31,11 +31,13 @@ class Sparsifier(Regularizer):
         name: What the method is called.
         criterion: The criterion that finds afterwards what the method has emptied.
         scope: The scope of the ranking that goes with it.
+        rate: The share of the units of every group that is emptied, where the method has one.
     """
 
     name: ClassVar[str] = ""
     criterion: ClassVar[str] = "l2"
     scope: ClassVar[Scope] = "global"
+    rate: float | None = None
 
     def __init__(
         self, graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequence[str] = ()

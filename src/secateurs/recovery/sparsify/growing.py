@@ -81,7 +81,8 @@ class Growing(Sparsifier):
         check_positive("epochs", epochs)
         check_share("rate", rate)
         check_positive("strength", strength)
-        self.epochs, self.rate, self.strength = epochs, rate, strength
+        self.epochs, self.strength = epochs, strength
+        self.rate: float = rate
         self._given = leaving
         self._leaving: dict[str, list[int]] = {}
         self._penalty = 0.0

@@ -69,7 +69,7 @@ class SoftPruning(Sparsifier):
     ) -> None:
         super().__init__(graph, kinds=kinds, skip=skip)
         check_share("rate", rate)
-        self.rate = rate
+        self.rate: float = rate
         self._zeroed: dict[str, list[int]] = {}
         self._regrown = 0
 

@@ -1,0 +1,113 @@
+"""Train a model for sparsity, and leave it in a run directory to be pruned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateurs.graph import Graph, trace
+from secateurs.jobs.measuring import sizes, speeds, top1
+from secateurs.jobs.settings import SparsifySettings
+from secateurs.jobs.workplace import (
+    Job,
+    JobResult,
+    StageCheckpoint,
+    data_of,
+    finish,
+    images_for,
+    open_run,
+    threads,
+)
+from secateurs.progress import Event, Observer, State, derive_seed, ignore
+from secateurs.recovery import finetune
+from secateurs.recovery.sparsify import Growing, Sparsifier, sparsifier
+from secateurs.runs import Run
+
+
+def sparsify_job(
+    settings: SparsifySettings, out: str | Path, *, resume: bool = False, observer: Observer = ignore
+) -> JobResult:
+    """Train the model of a finished run so that units empty, and leave it in a run directory of its own.
+
+    Nothing is cut: the model keeps its shapes, and :func:`secateurs.jobs.prune_job` takes the run; what to
+    rank by then is under ``prune`` in its ``config.json``. All parameters are trained, and the weights of the
+    last epoch are kept. The test images are read once before and once after.
+
+    Args:
+        settings: Which model, which method, and how long.
+        out: The run directory: absent or empty, unless ``resume``.
+        resume: Continue a job that was killed, from its last finished epoch. On a CPU it ends with the same
+            weights as one that was not.
+        observer: Called with an :class:`~secateurs.progress.Event` for all that happens.
+
+    Returns:
+        Where the run is, and its metrics.
+
+    Raises:
+        DataError: The images are missing, or of other classes than the model's.
+        RunError: The run to start from is not finished, or ``out`` is taken.
+        TrainingError: Training diverged, or the model has nothing that the method acts on.
+    """
+    settings = settings.resolved()
+    origin = Run(settings.source)
+    data = data_of(origin).at(settings.data)
+    with threads(settings.threads):
+        source = images_for(origin, data)
+        model = origin.model().requires_grad_(True)
+        method = method_of(settings, trace(model, torch.zeros(1, *source.input_size)))
+        config = {
+            "command": "sparsify",
+            "architecture": origin.config.get("architecture"),
+            "data": asdict(data),
+            "class_names": list(source.class_names),
+            "settings": settings.to_dict(),
+            "prune": {"criterion": method.criterion, "scope": method.scope, "rate": method.rate},
+        }
+        with open_run(Path(out), config, resume=resume) as run:
+            if not run.is_finished:
+                _sparsify(Job(run, source, settings, observer), settings, origin, model, method)
+            return JobResult(path=run.path, metrics=run.metrics())
+
+
+def method_of(settings: SparsifySettings, graph: Graph) -> Sparsifier:
+    """The method that the settings name, for the epochs that they train."""
+    more = {"epochs": settings.recipe.epochs} if settings.method == Growing.name else {}
+    return sparsifier(
+        settings.method, graph, **settings.options, **more, kinds=settings.kinds, skip=settings.skip
+    )
+
+
+def _sparsify(
+    job: Job, settings: SparsifySettings, origin: Run, model: nn.Module, method: Sparsifier
+) -> None:
+    """Measure, train, measure, save; what a resumed job has done already is taken from its state."""
+    state, plans = job.run.load_state(), origin.plans()
+    model.to(job.device)
+    job.tell_start(str(job.run.config["architecture"]["name"]))
+    if state is None:
+        for number, plan in enumerate(plans, 1):
+            job.run.save_plan(number, plan)
+        job.doing("measure the model on the test images")
+        before = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
+        state = State({"before": before}, {})
+        job.run.save_state(state)
+        job.tell(Event("measured", {"when": "before", **before}))
+    facts = {"before": state.facts["before"]}
+    history = finetune(
+        model,
+        job.training_batches(),
+        job.validation_batches(),
+        recipe=replace(settings.recipe, seed=derive_seed(settings.seed, "sparsify")),
+        regularizer=method,
+        observer=job.tell,
+        checkpoint=StageCheckpoint(job.run, facts, state),
+    )
+    job.doing("measure the model")
+    after = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
+    after |= {"val_accuracy": history.kept.score}
+    before = {**facts["before"], "val_accuracy": history.start.score}
+    speed = speeds({"both": model}, job.example(1))["both"]  # nothing is cut, so both are as fast
+    finish(job, model, before | speed, after | speed, plans=len(plans))
