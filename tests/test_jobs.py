@@ -233,8 +233,8 @@ def test_refusals(trained: Path, images: Path, tmp_path: Path) -> None:
         pruning(trained, remove=3)
     with pytest.raises(SecateursError, match="unknown selection 'greedi'; did you mean 'greedy'"):
         pruning(trained, selection="greedi")
-    with pytest.raises(SecateursError, match="unknown normalization 'l3'; did you mean 'l"):
-        prune_job(pruning(trained, normalization="l3"), tmp_path / "pruned")
+    with pytest.raises(SecateursError, match="unknown normalization 'men'; did you mean 'mean'"):
+        prune_job(pruning(trained, normalization="men"), tmp_path / "pruned")
     with pytest.raises(SecateursError, match=r"skip 'features\.9' matches no group; did you mean 'features"):
         prune_job(pruning(trained, skip=("features.9",)), tmp_path / "pruned")
     with pytest.raises(BudgetError, match="got macs=50"):

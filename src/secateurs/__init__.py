@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from secateurs.planning import Budget, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
-    from secateurs.surgery import VerifyReport, apply, verify
+    from secateurs.sensitivities import Sensitivity, sensitivity
+    from secateurs.surgery import VerifyReport, apply, silenced, verify
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "Remove",
     "Scores",
     "SecateursError",
+    "Sensitivity",
     "Slice",
     "Step",
     "VerifyReport",
@@ -39,6 +41,8 @@ __all__ = [
     "prune_steps",
     "rule",
     "score",
+    "sensitivity",
+    "silenced",
     "trace",
     "verify",
 ]
@@ -50,7 +54,8 @@ _HOMES = {
     "planning": ("Budget", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),
-    "surgery": ("VerifyReport", "apply", "verify"),
+    "sensitivities": ("Sensitivity", "sensitivity"),
+    "surgery": ("VerifyReport", "apply", "silenced", "verify"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

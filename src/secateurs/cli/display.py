@@ -98,6 +98,23 @@ class Display:
         )
         self._remove_bar()
 
+    def _on_point(self, facts: Mapping[str, Any]) -> None:
+        place = f"group {facts['number']}/{facts['groups']}"
+        if not self._live:
+            left = f"{facts['kept']} of {facts['size']} units"
+            fall = f"{-100 * facts['drop']:+.1f} points"
+            self.say(f"  {place} {facts['group']}: {left}, {text.share(facts['accuracy'])} ({fall})")
+            return
+        if self._bar is None:
+            self._bar = self._progress.add_task("", note="")
+        self._progress.update(
+            self._bar,
+            description=place,
+            completed=facts["number"],
+            total=facts["groups"],
+            note=facts["group"],
+        )
+
     def _on_cut(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()
         self.say(

@@ -45,6 +45,12 @@ def prune(
         str | None,
         typer.Option(help="What remains of single groups at the end: 'layer1.*=0.6,layer2.*=0.7'."),
     ] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(help="What secateurs sensitivity wrote: gives each group its share.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="With --sensitivity: the accuracy that a group alone may cost.")
+    ] = 0.01,
     min_units: Annotated[
         str, typer.Option(help="What every group keeps at least: a number of units, or a share as 0.1.")
     ] = "1",
@@ -104,6 +110,10 @@ def prune(
 
     [bold]secateurs prune runs/train-vgg16 --target macs=0.3[/bold]
 
+    Or as far as each group can go alone (see secateurs sensitivity), all of them together:
+
+    [bold]secateurs prune runs/train-vgg16 --sensitivity runs/train-vgg16-sensitivity --max-drop 0.01[/bold]
+
     Where images or hours are few: refit the layers behind each cut, and let the unpruned network teach:
 
     [bold]secateurs prune runs/train-vgg16 --target macs=0.3 --reconstruct-images 300 --distill 0.5[/bold]
@@ -113,8 +123,11 @@ def prune(
     from secateurs.recovery import Recipe
 
     with common.clear_exits(parsing=True):
-        if remove is None and target is None and shares is None:
+        if remove is None and target is None and shares is None and sensitivity is None:
             raise BudgetError("say how much is to leave", fix="--remove 512, or --target macs=0.3")
+        given, spared = parse_shares(shares), tuple(skip or ())
+        if sensitivity is not None:
+            given, spared = from_sensitivity(sensitivity, max_drop, given or {}, spared)
         settings = PruneSettings(
             source=str(run),
             data=data,
@@ -125,8 +138,8 @@ def prune(
             scope=scope,
             round_to=round_to,
             kinds=tuple(kinds.split(",")) if kinds else None,
-            skip=tuple(skip or ()),
-            shares=parse_shares(shares),
+            skip=spared,
+            shares=given,
             min_units=parse_least(min_units),
             selection=selection,
             normalization=normalization,
@@ -193,6 +206,23 @@ def parse_shares(text: str | None) -> dict[str, float] | None:
         raise BudgetError(
             f"shares are patterns with what remains, got {text!r}", fix="--shares 'layer1.*=0.6,layer2.*=0.7'"
         ) from error
+
+
+def from_sensitivity(
+    file: Path, max_drop: float, shares: dict[str, float], skip: tuple[str, ...]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Shares and groups to leave alone by a sensitivity analysis, but for groups that are named outright.
+
+    Raises:
+        RunError: The file is none.
+        PlanError: No group stays within the fall.
+    """
+    from secateurs.planning.limits import matching
+    from secateurs.sensitivities import Sensitivity
+
+    found, spared = Sensitivity.load(file).within(max_drop)
+    found = {name: share for name, share in found.items() if not matching(name, (*shares, *skip))}
+    return {**found, **shares}, (*skip, *(name for name in spared if not matching(name, (*shares, *skip))))
 
 
 def parse_least(text: str) -> int | float:

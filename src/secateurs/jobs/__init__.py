@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from secateurs.jobs.demo import demo_job
 from secateurs.jobs.prune import prune_job
-from secateurs.jobs.settings import DataSettings, PruneSettings, SparsifySettings, TrainSettings
+from secateurs.jobs.sensitivity import sensitivity_job
+from secateurs.jobs.settings import (
+    DataSettings,
+    PruneSettings,
+    SensitivitySettings,
+    SparsifySettings,
+    TrainSettings,
+)
 from secateurs.jobs.sparsify import sparsify_job
 from secateurs.jobs.train import train_job
 from secateurs.jobs.workplace import JobResult
@@ -13,10 +20,12 @@ __all__ = [
     "DataSettings",
     "JobResult",
     "PruneSettings",
+    "SensitivitySettings",
     "SparsifySettings",
     "TrainSettings",
     "demo_job",
     "prune_job",
+    "sensitivity_job",
     "sparsify_job",
     "train_job",
 ]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from secateurs.data import DataSource, loader
 from secateurs.errors import DataError, RunError
-from secateurs.jobs.settings import DataSettings, PruneSettings, SparsifySettings, TrainSettings
+from secateurs.jobs.settings import DataSettings, WorkSettings
 from secateurs.progress import Event, Observer, State
 from secateurs.runs import Run, has_begun
 
@@ -45,7 +45,7 @@ class Job:
         self,
         run: Run,
         source: DataSource,
-        settings: TrainSettings | PruneSettings | SparsifySettings,
+        settings: WorkSettings,
         observer: Observer,
     ) -> None:
         self.run, self.source, self.settings = run, source, settings
@@ -68,15 +68,17 @@ class Job:
 
     def ranking_batches(self, limit: int | None) -> DataLoader[Any]:
         """Training images as they are; a seeded choice of ``limit`` of them."""
-        images = self.source.ranking
-        if limit is None or limit >= len(images):
-            return self._loader(images)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.settings.seed))
-        return self._loader(Subset(images, sorted(order[:limit].tolist())))
+        return self._loader(self._some(self.source.ranking, limit))
 
-    def validation_batches(self) -> DataLoader[Any]:
-        """The held-out images."""
-        return self._loader(self.source.val)
+    def validation_batches(self, limit: int | None = None) -> DataLoader[Any]:
+        """The held-out images; a seeded choice of ``limit`` of them."""
+        return self._loader(self._some(self.source.val, limit))
+
+    def _some(self, images: Any, limit: int | None) -> Any:
+        if limit is None or limit >= len(images):
+            return images
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.settings.seed))
+        return Subset(images, sorted(order[:limit].tolist()))
 
     def test_batches(self) -> DataLoader[Any]:
         """The images that are read once before and once after."""

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GONE, _KEPT, _BEFORE, _AFTER = "#c8553d", "#dfe3e6", "#9aa5ad", "#2f6f4f"
-_INK, _SOFT = "#22292e", "#5b666e"
+INK, SOFT = "#22292e", "#5b666e"
 _UPRIGHT = 24  # layers that still fit side by side
 _STYLE: Any = {
     "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": "#b4bcc2",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "svg.hashsalt": "secateurs",
 }
 
@@ -68,7 +68,7 @@ def removed_chart(layers: Sequence[LayerCut], path: str | Path, *, title: str) -
     """
     flat = len(layers) > _UPRIGHT
     size = (8.5, 1.4 + 0.235 * len(layers)) if flat else (max(5.5, 1.2 + 0.62 * len(layers)), 4.2)
-    with _figure(path, size) as figure:
+    with figure_at(path, size) as figure:
         axes = figure.subplots()
         places = range(len(layers))
         names = [layer.name for layer in layers]
@@ -177,7 +177,7 @@ def before_after_chart(
         title: Which model this is.
     """
     panels = quantities(before, after)
-    with _figure(path, (2.15 * max(len(panels), 2), 3.5)) as figure:
+    with figure_at(path, (2.15 * max(len(panels), 2), 3.5)) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             bars = axes.bar((0, 1), (panel.before, panel.after), 0.72, color=(_BEFORE, _AFTER))
             axes.bar_label(bars, [panel.shape.format(v) for v in (panel.before, panel.after)], padding=2)
@@ -212,7 +212,7 @@ def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | 
             path_of_both.append(cut[-1])
         trained.append((macs, 100 * row["accuracy_tuned"]))
         path_of_both.append(trained[-1])
-    with _figure(path, (7.5, 4.0)) as figure:
+    with figure_at(path, (7.5, 4.0)) as figure:
         axes = figure.subplots()
         axes.plot(*zip(*path_of_both, strict=True), color="#b4bcc2", linewidth=1.2, zorder=1)
         axes.scatter(*zip(*cut, strict=True), color=_GONE, label="after the cut", zorder=2)
@@ -236,12 +236,12 @@ def _title(axes: Axes, title: str, below: str) -> None:
         xycoords="axes fraction",
         textcoords="offset points",
         fontsize=9.5,
-        color=_SOFT,
+        color=SOFT,
     )
 
 
 @contextmanager
-def _figure(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
+def figure_at(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure that belongs to no window and to no global state; written when the block ends."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -23,6 +23,7 @@ from secateurs.graph.running import Inputs
 from secateurs.planning.plan import AxisCut, Plan, RowScale
 from secateurs.surgery.apply import apply, check_fits, rescaled
 from secateurs.surgery.gathered import NotGathered, run_gathered
+from secateurs.surgery.silence import zeroed
 from secateurs.surgery.wide import run_wide
 
 
@@ -160,21 +161,9 @@ def _silenced(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     """The first way: the units' consumers read zero."""
     whole = run_wide(original, inputs, "the original")
     original = _rounded_alike(original, plan.rescaled)
-    zeroed = _zeroed(tensors_of(original), plan)
-    outputs = run_wide(original, inputs, "the silenced original", exchanged=zeroed)
+    exchanged = zeroed(tensors_of(original), plan.axes)
+    outputs = run_wide(original, inputs, "the silenced original", exchanged=exchanged)
     return _Without(whole=whole, outputs=outputs)
-
-
-def _zeroed(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The tensors that are zeroed in part to silence the units: consumers' weights above all."""
-    changed: dict[str, Tensor] = {}
-    for axis in plan.axes:
-        if axis.silenced:
-            tensor = changed.get(axis.parameter)
-            tensor = tensors[axis.parameter].detach().clone() if tensor is None else tensor
-            places = torch.tensor(axis.silenced, device=tensor.device)
-            changed[axis.parameter] = tensor.index_fill(axis.dim, places, 0)
-    return changed
 
 
 def _rounded_alike(original: nn.Module, scales: Sequence[RowScale]) -> nn.Module:

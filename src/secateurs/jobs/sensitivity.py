@@ -1,0 +1,146 @@
+"""A sensitivity analysis in a run directory: curves as JSON, CSV and picture; resumable."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from secateurs import files
+from secateurs.criteria import names
+from secateurs.data import DataSource
+from secateurs.errors import RunError, UnknownNameError
+from secateurs.graph import trace
+from secateurs.jobs.settings import DataSettings, SensitivitySettings, absolute_data
+from secateurs.jobs.workplace import Job, data_of, images_for, open_run, threads
+from secateurs.models import Architecture, build
+from secateurs.progress import Observer, ignore
+from secateurs.report import sensitivity_chart
+from secateurs.runs import Run
+from secateurs.sensitivities import Point, Sensitivity, sensitivity
+
+_RESULT, _TABLE, _PICTURE = "sensitivity.json", "sensitivity.csv", "sensitivity.png"
+
+
+def sensitivity_job(
+    settings: SensitivitySettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    observer: Observer = ignore,
+) -> Sensitivity:
+    """Measure how much accuracy each group costs when it alone is pruned, on the validation images.
+
+    Args:
+        settings: Which model, on what, and how.
+        out: The run directory: absent or empty, unless ``resume``.
+        resume: Go on with a job that was killed; points that were measured are taken over.
+        observer: Called with an :class:`~secateurs.progress.Event` for all that happens.
+
+    Returns:
+        The curves; ``sensitivity.json``, ``.csv`` and ``.png`` in ``out`` hold them too.
+
+    Raises:
+        DataError: The images are missing, or of other classes than the model's.
+        RunError: There is no such model, or ``out`` is taken.
+        UnknownNameError: There is no such criterion.
+    """
+    settings = settings.resolved()
+    if settings.criterion not in names():
+        raise UnknownNameError("criterion", settings.criterion, names())
+    with threads(settings.threads):
+        model, source, facts = _model_and_images(settings)
+        config = {"command": "sensitivity", **facts, "settings": settings.to_dict()}
+        with open_run(Path(out), config, resume=resume) as run:
+            if not (run.path / _RESULT).is_file():
+                _write(run, _measure(Job(run, source, settings, observer), settings, model))
+            return Sensitivity.load(run.path / _RESULT)
+
+
+def _measure(job: Job, settings: SensitivitySettings, model: nn.Module) -> Sensitivity:
+    job.tell_start(str(job.run.config["architecture"]["name"]))
+    model.to(job.device).eval()
+    job.doing("rank the units and measure the whole model")
+    return sensitivity(
+        model,
+        trace(model, job.example()),
+        job.validation_batches(settings.images),
+        criterion=settings.criterion,
+        ratios=settings.ratios,
+        data=job.ranking_batches(settings.rank_images),
+        loss_fn=cross_entropy,
+        kinds=settings.kinds,
+        skip=settings.skip,
+        known=_known(job.run),
+        observer=job.tell,
+    )
+
+
+def _known(run: Run) -> list[Point]:
+    """The points that the run's events tell of: what a killed job had measured."""
+    keys = [field.name for field in fields(Point)]
+    return [
+        Point(**{key: event[key] for key in keys} | {"along": tuple(event["along"])})
+        for event in run.events()
+        if event["event"] == "point"
+    ]
+
+
+def _model_and_images(settings: SensitivitySettings) -> tuple[nn.Module, DataSource, dict[str, Any]]:
+    """The model of a run, or an architecture with weights; its images; both for the configuration."""
+    if Path(settings.source).exists():
+        origin = Run(settings.source)
+        data = data_of(origin).at(settings.data)
+        source = images_for(origin, data)
+        facts = {"architecture": origin.config.get("architecture"), "data": asdict(data)}
+        return origin.model(), source, facts
+    if ":" not in settings.source:
+        raise RunError(
+            f"{settings.source!r} is neither a run directory that exists nor the name of an architecture",
+            fix="write a run directory, torchvision:NAME, timm:NAME or package.module:factory",
+        )
+    data = DataSettings(path=None if settings.data is None else absolute_data(settings.data))
+    source = data.load()
+    architecture = Architecture(
+        name=settings.source, num_classes=len(source.class_names), input_size=source.input_size
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = build(
+            architecture.name,
+            num_classes=architecture.num_classes,
+            weights=settings.weights,
+            input_size=architecture.input_size,
+        )
+    return model, source, {"architecture": architecture.to_dict(), "data": asdict(data)}
+
+
+def _write(run: Run, found: Sensitivity) -> None:
+    """Table and picture first: the JSON says that the job is done."""
+    files.write_text(run.path / _TABLE, as_csv(found))
+    curves = {
+        name: [(point.ratio, point.accuracy) for point in points] for name, points in found.curves().items()
+    }
+    name = str(run.config["architecture"]["name"])
+    title = f"{name}, each group pruned alone by {found.criterion}"
+    sensitivity_chart(curves, run.path / _PICTURE, title=title, accuracy=found.accuracy)
+    found.save(run.path / _RESULT)
+
+
+def as_csv(found: Sensitivity) -> str:
+    """A line a point: group, units, prune ratio, accuracy, its fall, loss, MACs, how it was measured."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("group", "units", "kept", "ratio", "accuracy", "drop", "loss", "macs", "way", "along"))
+    for point in found.points:
+        numbers = (point.ratio, point.accuracy, found.accuracy - point.accuracy, point.loss)
+        shown = [f"{number:.6g}" for number in numbers]
+        more = (point.macs, point.way, " ".join(point.along))
+        lines.writerow((point.group, point.size, point.kept, *shown, *more))
+    return text.getvalue()
