@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from secateurs.criteria import Criterion, Scores, score
     from secateurs.errors import SecateursError
     from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
+    from secateurs.judging import Oracle, oracle
     from secateurs.planning import Budget, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
@@ -27,6 +28,7 @@ __all__ = [
     "Graph",
     "Group",
     "Locked",
+    "Oracle",
     "Plan",
     "Remove",
     "Scores",
@@ -37,6 +39,7 @@ __all__ = [
     "VerifyReport",
     "apply",
     "load",
+    "oracle",
     "plan",
     "prune_steps",
     "rule",
@@ -51,6 +54,7 @@ _HOMES = {
     "criteria": ("Criterion", "Scores", "score"),
     "errors": ("SecateursError",),
     "graph": ("Cost", "Graph", "Group", "Locked", "Slice", "rule", "trace"),
+    "judging": ("Oracle", "oracle"),
     "planning": ("Budget", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),

@@ -102,7 +102,7 @@ def run_wide(
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
     )
     try:
-        with _same_numbers(), _default_dtype(torch.float64), sdpa_kernel(SDPBackend.MATH):
+        with same_numbers(), _default_dtype(torch.float64), sdpa_kernel(SDPBackend.MATH):
             outputs = forward(duplicate, wide)
     except VerifyError:
         raise
@@ -133,7 +133,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _same_numbers() -> Iterator[None]:
+def same_numbers() -> Iterator[None]:
     """The same random numbers in every run, and the state of the generators as before afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
