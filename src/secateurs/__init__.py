@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from secateurs.criteria import Criterion, Scores, score
     from secateurs.errors import SecateursError
     from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
-    from secateurs.judging import Oracle, oracle
+    from secateurs.judging import Comparison, Oracle, compare, oracle
     from secateurs.planning import Budget, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Comparison",
     "Cost",
     "Criterion",
     "Graph",
@@ -38,6 +39,7 @@ __all__ = [
     "Step",
     "VerifyReport",
     "apply",
+    "compare",
     "load",
     "oracle",
     "plan",
@@ -54,7 +56,7 @@ _HOMES = {
     "criteria": ("Criterion", "Scores", "score"),
     "errors": ("SecateursError",),
     "graph": ("Cost", "Graph", "Group", "Locked", "Slice", "rule", "trace"),
-    "judging": ("Oracle", "oracle"),
+    "judging": ("Comparison", "Oracle", "compare", "oracle"),
     "planning": ("Budget", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),

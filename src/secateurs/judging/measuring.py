@@ -1,9 +1,9 @@
-"""The work of the oracle: for each batch, which groups are replayed, which need brute force, and their losses."""
+"""The work of the oracle: on each batch, which groups are replayed and which need brute force."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from secateurs.errors import ScoreError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group
 from secateurs.judging.ledger import Entry, Ledger
-from secateurs.judging.passes import Passes, finite, segments
+from secateurs.judging.passes import Passes, cloned, finite, segments
 from secateurs.judging.replay import Record, SharedMemoryError
 from secateurs.judging.tape import OtherPathError
 from secateurs.progress import Event, Observer
@@ -59,8 +59,7 @@ class Measuring:
         if not self.chosen:
             raise ScoreError(
                 f"none of the {len(groups)} groups can be silenced",
-                where=", ".join(f"{name}: {reason}" for name, reason in list(self.left_out.items())[:3])
-                or None,
+                where=next((f"{name}: {reason}" for name, reason in self.left_out.items()), None),
                 fix="call secateurs inspect to see what the model's units are",
             )
         self._ways: dict[str, str] = {}
@@ -71,7 +70,7 @@ class Measuring:
 
     def run(self, data: Iterable[Any]) -> None:
         """Measure on every batch what the ledger has not."""
-        batches, batch = len(data) if hasattr(data, "__len__") else None, -1
+        batches, batch = len(data) if isinstance(data, Sized) else None, -1
         for batch, (inputs, targets, examples) in enumerate(batch_on(each, self._device) for each in data):
             left = {n: u for n, u in self.chosen.items() if not self._ledger.has(batch, n, u)}
             _OneBatch(self, inputs, targets, examples, (batch, batches)).run(left)
@@ -150,7 +149,7 @@ class _OneBatch:
 
     def _measured(self, group: Group, units: tuple[int, ...]) -> Entry:
         if self._loss is None:
-            self._loss = self._loss_of(self._passes.run(_cloned(self._inputs)))
+            self._loss = self._loss_of(self._passes.run(cloned(self._inputs)))
         silent: set[int] = set()
         losses: dict[int, float] = {}
         if not self._work.way(group.name).startswith(BRUTE_FORCE):
@@ -225,9 +224,3 @@ class _OneBatch:
             if group is None:
                 return float(loss_of(self._work._loss_fn, outputs, self._targets, self._examples))
             return finite(float(self._work._loss_fn(outputs, self._targets)), group, unit)
-
-
-def _cloned(inputs: Any) -> Any:
-    from torch.utils._pytree import tree_map_only
-
-    return tree_map_only(torch.Tensor, torch.Tensor.clone, inputs)

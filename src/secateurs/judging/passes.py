@@ -1,4 +1,4 @@
-"""The forward passes of the oracle over one batch: clean, replayed with units silenced, and by brute force."""
+"""The forward passes of the oracle over a batch: clean, replayed with units silenced, by brute force."""
 
 from __future__ import annotations
 
@@ -41,23 +41,24 @@ class Passes:
         self._weights = tensors_of(model)
         self.silencing = Silencing(graph)
         self._tape: Tape | None = None
-        self.forwards = 0.0
 
     def run(self, inputs: Any, *, mode: CallMode | None = None, model: nn.Module | None = None) -> Any:
-        """The outputs of the model, or of another, on a batch; a mode sees what the model calls, no more."""
+        """The outputs of the model, or of another, on a batch; a mode sees what the model calls, no more.
+
+        Every pass has a copy of the model to itself: what `forward` keeps for its next call would make passes
+        differ.
+        """
+        own = model or copy_model(self._twin, share=True)
         with plain_kernels(), same_numbers(), mode or nullcontext():
-            return call_model(model or self._twin, inputs)
+            return call_model(own, inputs)
 
     def tape(self, inputs: Any) -> Tape:
-        """What the model calls; made on the first batch.
-
-        The model runs once before: what it prepares when it is first called, it does not prepare again.
-        """
+        """What the model calls; made on the first batch."""
         if self._tape is None:
-            self.run(inputs)
-            given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+            copied = cloned(inputs)  # the model may write into them
+            given = [leaf for leaf in tree_leaves(copied) if isinstance(leaf, Tensor)]
             mode = Taping([*given, *self._weights.values()])
-            self._tape = mode.finish(self.run(inputs, mode=mode))
+            self._tape = mode.finish(self.run(copied, mode=mode))
         return self._tape
 
     def reads(self, tape: Tape, groups: Sequence[Group]) -> Reads:
@@ -110,7 +111,7 @@ class Passes:
         """The outputs of a copy of the model in which the weights that read the unit are zero."""
         changed = self.silencing.zeroed(self._weights, group, unit)
         silent = copy_model(self._twin, changed, share=True)
-        return self.run(tree_map_only(Tensor, Tensor.clone, inputs), model=silent)
+        return self.run(cloned(inputs), model=silent)
 
     @property
     def _device(self) -> torch.device:
@@ -136,6 +137,11 @@ def _stacked(changed: Callable[..., Any], masks: Sequence[Tensor]) -> list[Any]:
         filled = [next(mine) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         outputs.append(tree_unflatten(filled, structure))
     return outputs
+
+
+def cloned(inputs: Any) -> Any:
+    """Inputs that a model may change in place."""
+    return tree_map_only(Tensor, Tensor.clone, inputs)
 
 
 def finite(loss: float, group: Group, unit: int) -> float:

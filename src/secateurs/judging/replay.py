@@ -1,4 +1,4 @@
-"""A forward pass run again from one of its calls on, with units silenced; all before it is answered from a record.
+"""A forward pass run again from one of its calls on, with units silenced; a record answers all before it.
 
 `Recording` is a pass over the whole batch that keeps what later passes need. `Replay` is such a pass: up to
 its first changed call it computes nothing and hands out what was recorded; from there on it runs the model's

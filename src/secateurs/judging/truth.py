@@ -29,8 +29,8 @@ class Oracle:
     """What silencing each unit alone does to the loss.
 
     Args:
-        changes: By group, the loss without each unit minus the loss: ``(units,)`` in float64, the mean over all
-            examples; not a number where a unit was not measured.
+        changes: By group, the loss without each unit minus the loss: ``(units,)`` in float64, the mean over
+            all examples; not a number where a unit was not measured.
         loss: The loss of the model as it is.
         examples: Examples in the data.
         ways: By group, how it was measured: ``replayed``, ``one by one`` (replayed, each unit in a pass of
@@ -80,7 +80,8 @@ class Oracle:
 
     def __repr__(self) -> str:
         units = sum(int((~values.isnan()).sum()) for values in self.changes.values())
-        return f"Oracle({len(self.changes)} groups, {units} units, {self.examples} examples, loss {self.loss:.4g})"
+        of = f"{len(self.changes)} groups, {units} units, {self.examples} examples"
+        return f"Oracle({of}, loss {self.loss:.4g})"
 
 
 def oracle(
@@ -156,7 +157,7 @@ def oracle(
 def sample_units(
     graph: Graph, count: int | None = None, *, layers: Sequence[str] = ("*",), seed: int = 0
 ) -> dict[str, list[int]]:
-    """A random choice of units, each layer's share by its number of units, but four at least where it has them.
+    """A random choice of units: four of each layer as far as that goes, the rest by the sizes of the layers.
 
     Args:
         graph: The graph.
@@ -177,7 +178,7 @@ def sample_units(
         >>> net = nn.Sequential(nn.Linear(2, 90), nn.Linear(90, 30), nn.Linear(30, 1))
         >>> graph = secateurs.trace(net, torch.zeros(1, 2))
         >>> {name: len(units) for name, units in sample_units(graph, 24).items()}
-        {'0': 18, '1': 6}
+        {'0': 16, '1': 8}
     """
     groups = [group for group in graph.groups if any(fnmatch.fnmatch(group.name, glob) for glob in layers)]
     if not groups:
@@ -197,7 +198,7 @@ def sample_units(
 
 
 def _shares(sizes: Any, count: int) -> Any:
-    """How many units each group gives: at least four where it has them, the rest in proportion."""
+    """How many units each group gives."""
     least = np.minimum(sizes, min(_LEAST, count // len(sizes)))
     left = sizes - least
     exact = left * ((count - least.sum()) / max(left.sum(), 1))
@@ -229,7 +230,9 @@ def _summed(graph: Graph, entries: Sequence[Entry], left_out: Mapping[str, str],
     batches = {each.batch: (each.examples, each.loss) for each in entries}
     for each in entries:
         places = torch.tensor(each.units)
-        sums[each.group][places] += (torch.tensor(each.losses).double() - each.loss) * each.examples
+        sums[each.group][places] += (
+            torch.tensor(each.losses, dtype=torch.float64) - each.loss
+        ) * each.examples
         counted[each.group][places] += each.examples
         if ways.setdefault(each.group, each.way) == "replayed":
             ways[each.group] = each.way
