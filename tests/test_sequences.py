@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateurs.graph import Tracer, find_rule
+from secateurs.graph.rules import find_call_rule
+from secateurs.graph.running import empty_copy
 from secateurs.testing import check_model
 
 
@@ -59,6 +63,22 @@ LAYERS = {
 def test_input_and_hidden_size_of_a_recurrent_layer_are_cut(name: str) -> None:
     found = groups_of(Recurrent(LAYERS[name]), torch.randn(2, 6, 5))
     assert found == {"embed": ("neuron", 8), "layer.weight_ih_l0": ("neuron", 7)}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_long_sequence_costs_its_length_and_is_traced_in_few_steps(name: str) -> None:
+    """The sum over the weights, counted by hand: each is multiplied once a step, input and state."""
+    layer, steps = LAYERS[name], 40
+    network = Recurrent(layer)
+    size = (3, steps, 5) if layer.batch_first else (steps, 3, 5)
+    tracer = Tracer(find_rule, find_call_rule)
+    tracer.trace(empty_copy(network).eval(), torch.randn(size))
+    assert len(tracer.passes[0].records) < 20 * steps
+    weights = [w for w in network.parameters() if w.dim() == 2]
+    assert sum(prod((c.multiplier, *(d.size for d in c.dims))) for c in tracer.contractions) == (
+        3 * steps * sum(weight.numel() for weight in weights)
+    )
+    check_model(network.eval(), torch.randn(size))
 
 
 def test_a_projected_lstm_keeps_its_cell_and_loses_projections() -> None:

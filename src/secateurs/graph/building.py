@@ -40,7 +40,8 @@ class GroupBuilder:
     def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
-        self.values, self.device = tracer.values, tracer.device if tracer.asked_device else None
+        self.values, self.device = tracer.values, tracer.device
+        self.acts_on_calls = tracer.acts_on_calls
         self._pinned: set[float] = set()
         self._shapes = shapes
         self._batch = batch

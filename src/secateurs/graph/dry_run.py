@@ -9,7 +9,7 @@ goes on with the predicted shape, so that one run finds every fault.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from secateurs.graph.records import Pass, Record
 from secateurs.graph.running import (
     Inputs,
     MetaMode,
-    PretendedDevice,
+    TracedCalls,
     call_model,
     empty_copy,
     numbers_of,
@@ -131,18 +131,14 @@ def dry_run(
         mode = _Comparison(graph, builder, each.records, gone)
         empty_inputs = to_meta(inputs)
         try:
-            with plain_kernels(), _pretended(builder.device), mode:
+            calls = TracedCalls(builder.device) if builder.acts_on_calls else nullcontext()
+            with plain_kernels(), calls, mode:
                 call_model(trial, empty_inputs)
         except Exception as error:
             if not mode.faults:  # after a fault the model may go astray; another round will tell
                 mode.fault_outside(error)
         faults += mode.faults
     return faults
-
-
-def _pretended(device: torch.device | None) -> AbstractContextManager[Any]:
-    """Tensors say that they are on this device; where none was asked, calls go through one mode less."""
-    return nullcontext() if device is None else PretendedDevice(device)
 
 
 def cut_shapes(graph: Graph, gone: Any) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from secateurs.graph.copying import copy_model, drop_foreign_hooks, is_parameter, modules_of, tensors_of
 from secateurs.graph.exchange import write_out
 from secateurs.graph.operators import operator
+from secateurs.graph.recurrent import call_in_few_steps, steps_of
 from secateurs.graph.values import Answers, Recording, as_meta, compute, value_of, with_value, without_masks
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
@@ -63,8 +64,15 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-class PretendedDevice(TorchFunctionMode):
-    """Tensors without data say that they are on the model's own device, so that code takes its usual path."""
+class TracedCalls(TorchFunctionMode):
+    """Functions of torch act as they did in the trace, for a model that is run without data again.
+
+    Recurrent layers take few steps. Tensors say that they are on the model's own device, so that code takes
+    its usual path.
+
+    Args:
+        device: That device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -73,7 +81,8 @@ class PretendedDevice(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        steps = steps_of(func, args)
+        out = call_in_few_steps(func, args, steps) if steps else func(*args, **(kwargs or {}))
         return self._device if func == DEVICE and out.type == "meta" else out
 
 

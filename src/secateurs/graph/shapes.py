@@ -6,6 +6,7 @@ result in a few microseconds, or `None` where a call is not the plain case: then
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -24,8 +25,11 @@ def _blank(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _like(x: Tensor) -> Tensor:
     """What ``torch.empty_like`` gives, which on the meta device takes twenty times as long."""
+    strides = x.stride()
     if x.is_contiguous():
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
+        return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=_META)
+    if 0 not in strides and all(a >= b for a, b in itertools.pairwise(strides)):  # a part of such a tensor
+        return _blank(x, x.shape)
     return torch.empty_like(x)
 
 
@@ -37,7 +41,13 @@ def _unary(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     return _like(x) if x.is_floating_point() else None
 
 
+def _softmax(x: Tensor, *args: Any) -> Tensor | None:
+    return _blank(x, x.shape) if x.is_floating_point() else None  # contiguous, whatever comes in
+
+
 def _binary(a: Any, b: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    if type(b) in (int, float) and isinstance(a, Tensor) and a.is_floating_point():
+        return _like(a)
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.is_floating_point()):
         return None
     if a.shape == b.shape:
@@ -51,7 +61,19 @@ def _binary(a: Any, b: Any, *args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def _binary_in_place(a: Any, b: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    if type(b) in (int, float):
+        return a if a.is_floating_point() else None
     return a if isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype else None
+
+
+def _resize(x: Tensor, size: list[int], *args: Any, **kwargs: Any) -> Tensor | None:
+    if not (x.is_floating_point() and x.dim() == len(size) + 2 == 4 and min(*x.shape, *size) > 0):
+        return None
+    if x.is_contiguous():
+        return _blank(x, (*x.shape[:2], *size))
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    return _blank(x, (x.shape[0], *size, x.shape[1])).permute(0, 3, 1, 2)
 
 
 def _mean(x: Tensor, dims: Any, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
@@ -159,16 +181,36 @@ _SHAPES: dict[Any, Shape] = {
             _aten.gelu.default,
             _aten.sigmoid.default,
             _aten.tanh.default,
-            _aten._softmax.default,
+            _aten.exp.default,
+            _aten.neg.default,
+            _aten.rsqrt.default,
+            _aten.sqrt.default,
+            _aten.elu.default,
+            _aten.leaky_relu.default,
+            _aten.softplus.default,
+            _aten.mish.default,
         ],
         _unary,
     ),
-    **dict.fromkeys([_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor], _binary),
-    **dict.fromkeys([_aten.add_.Tensor, _aten.mul_.Tensor], _binary_in_place),
+    **dict.fromkeys([_aten._softmax.default, _aten._log_softmax.default], _softmax),
+    **dict.fromkeys([_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor, _aten.div.Tensor], _binary),
+    **dict.fromkeys(
+        [_aten.add_.Tensor, _aten.mul_.Tensor, _aten.sub_.Tensor, _aten.div_.Tensor], _binary_in_place
+    ),
+    **dict.fromkeys(
+        [
+            _aten.upsample_nearest2d.default,
+            _aten.upsample_bilinear2d.default,
+            _aten.upsample_bicubic2d.default,
+            _aten._upsample_nearest_exact2d.default,
+        ],
+        _resize,
+    ),
     _aten.mm.default: _matrix_product,
     _aten.bmm.default: _matrix_product,
     _aten.addmm.default: _add_matrix_product,
     _aten.mean.dim: _mean,
+    _aten.sum.dim_IntList: _mean,
     _aten._adaptive_avg_pool2d.default: _average_pool,
     _aten.convolution.default: _convolution,
     _aten.native_batch_norm.default: _batch_norm,

@@ -25,6 +25,7 @@ from secateurs.graph.operators import operator
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.records import Contraction, ParameterDim, Pass, Read, Record
+from secateurs.graph.recurrent import call_in_few_steps, share_of_steps, steps_of
 from secateurs.graph.running import (
     DEVICE,
     Inputs,
@@ -70,7 +71,7 @@ class Tracer(MetaMode):
         super().__init__()
         self.values = values
         self.device = device or torch.device("cpu")
-        self.needs_rows = self.asked_device = False
+        self.needs_rows = self.acts_on_calls = False
         self.rescalings: list[tuple[Dim, Places]] = []
         self._rows = Provenance(self.is_weight) if follow_rows else None
         self._derives_scale = False
@@ -362,6 +363,17 @@ class Tracer(MetaMode):
         if func in _OF_NUMBERS:
             self.book.floats += [(size.expression, float(int(size))) for size, _ in self._sizes]
 
+    def recur(self, func: Any, args: tuple[Any, ...], steps: int) -> Any:
+        """A recurrent layer runs in few steps, which cost as much as all."""
+        self.acts_on_calls = True
+        before = len(self.contractions)
+        out = call_in_few_steps(func, args, steps)
+        share = share_of_steps(steps)
+        self.contractions[before:] = [
+            Contraction(share * each.multiplier, each.dims) for each in self.contractions[before:]
+        ]
+        return out
+
     def leave_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function has run: note where weights read activations."""
         if self._contracted:
@@ -420,12 +432,13 @@ class _Calls(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         self._tracer.enter_call(func, args, kwargs)
-        out = func(*args, **kwargs)
+        steps = steps_of(func, args)
+        out = self._tracer.recur(func, args, steps) if steps else func(*args, **kwargs)
         self._tracer.leave_call(func, args, kwargs)
         if func is Tensor.numel or func is torch.numel:
             return self._tracer.count(args[0] if args else kwargs["input"])
         if func == DEVICE and out.type == "meta":
-            self._tracer.asked_device = True
+            self._tracer.acts_on_calls = True
             return self._tracer.device
         if func == _SHAPE:
             return self._tracer.lengths(args[0], out)
