@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import secateurs
-from benchmarks.common import CifarResNet, arguments, augmented, cifar10, header
+from benchmarks.common import arguments, augmented, cifar10, header, pretrained
 from secateurs.recovery import Recipe, finetune
 
 
@@ -47,15 +46,7 @@ def main() -> None:
     test_x, test_y = cifar10(args.data, "test")
     order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(1))
     held, used = order[:2500], order[2500:]
-    model = CifarResNet(56)
-    missing = model.load_state_dict(
-        load_file(args.data / "weights" / "cifar_resnet56.safetensors"), strict=False
-    )
-    assert (
-        all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
-        and not missing.unexpected_keys
-    )
-    model.eval()
+    model = pretrained(args.data, 56)
     base = top1(model, test_x, test_y)
     print(f"before: top-1 {base:.4f} on {len(test_y)} test images (published 0.9339 on all 10,000)")
 

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -113,6 +114,18 @@ class CifarResNet(nn.Module):
         x = functional.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
+
+
+def pretrained(folder: Path, depth: int) -> CifarResNet:
+    """A CIFAR-10 ResNet with its published weights, in eval mode."""
+    path = folder / "weights" / f"cifar_resnet{depth}.safetensors"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing; pass --data")
+    model = CifarResNet(depth)
+    missing = model.load_state_dict(load_file(path), strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+    return model.eval()
 
 
 class CifarVGG(nn.Module):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -393,3 +395,16 @@ def test_the_graph_of_another_model_is_refused(name: str) -> None:
     other, _ = made(TwoFlattenedColumns)
     with pytest.raises(TrainingError, match="was given the graph of another model"):
         finetune(other, BATCHES, recipe=Recipe(epochs=1), regularizer=method_for(name, graph))
+
+
+def test_the_program_of_the_guide_runs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "sparsity.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    known: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(compile(program, "docs/sparsity.md", "exec"), known)
+    assert known["net"][0].weight.shape == (16, 4)
+    for name, method in METHODS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` | "))
+        assert f"| `{method.criterion}`, {method.scope} |" in row
