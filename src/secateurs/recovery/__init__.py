@@ -7,6 +7,7 @@ from secateurs.recovery.finetune import finetune
 from secateurs.recovery.recipe import Epoch, History, Recipe
 from secateurs.recovery.reconstruct import Refit, reconstruct
 from secateurs.recovery.regularizer import Regularizer
+from secateurs.recovery.repair import Repair, Repaired, repair
 
 __all__ = [
     "Epoch",
@@ -14,7 +15,10 @@ __all__ = [
     "Recipe",
     "Refit",
     "Regularizer",
+    "Repair",
+    "Repaired",
     "distillation_loss",
     "finetune",
     "reconstruct",
+    "repair",
 ]

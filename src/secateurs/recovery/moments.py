@@ -164,6 +164,8 @@ def _grouped(values: Tensor, like: Tensor) -> Tensor:
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve a positive system; one that rounding made indefinite is solved in the least-squares sense."""
+    if not matrix.numel():
+        return right
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
         return torch.cholesky_solve(right, factor)

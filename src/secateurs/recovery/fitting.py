@@ -1,0 +1,247 @@
+"""One fit: the layers whose outputs meet in one point, by one set of normal equations, and how it is written.
+
+At the point the smaller network gives ``p = s * (W x + b) + rest`` and the original ``q``. Ridge regression
+of ``q - p`` on ``x`` gives what is missing, ``V x + c``: an error in ``rest``, such as that of a residual
+stream, is made up for as well. Then ``W`` becomes ``W + V / s``, and ``c`` goes where a constant can be held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from secateurs.recovery.moments import Moments, sampled
+from secateurs.recovery.passes import Reading
+from secateurs.recovery.points import Chain, Norm
+from secateurs.recovery.readers import Reader
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Link:
+    """A layer that is fitted.
+
+    Args:
+        name: Its weight's name.
+        reader: Its call, without what is read.
+        chain: Where its outputs matter.
+    """
+
+    name: str
+    reader: Reader
+    chain: Chain
+
+    @property
+    def gain(self) -> Tensor:
+        """``(C,)``: what its outputs, or those of its own norm, are multiplied by until the point."""
+        return self.chain.scale if self.chain.norm is None else self.chain.onward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """Layers that are fitted together: their results meet in one point.
+
+    Args:
+        links: The layers; a single one where a convolution has groups.
+        kept: ``(C,)``: which of the original's channels at the point the smaller network has.
+        factors: ``(C,)``: what the cut multiplied them by.
+        weights: Whether weights are refitted, or constants alone.
+    """
+
+    links: tuple[Link, ...]
+    kept: Tensor
+    factors: Tensor
+    weights: bool
+
+    @property
+    def point(self) -> int:
+        """Number of the call that gives the point's value."""
+        return self.links[0].chain.point
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether something on the way to the point can hold a constant."""
+        return any(link.chain.homes for link in self.links)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution; constants need none."""
+        return self.links[0].reader.groups if self.weights else 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of the normal equations."""
+        return sum(link.reader.columns for link in self.links) if self.weights else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Solution:
+    """What is missing at a point, ``V x + c``, and what that is worth.
+
+    Args:
+        weights: ``V``, one ``(G, C, K)`` for each layer.
+        bias: ``c``, ``(C,)``.
+        before: Share of the variance of the original's values that the smaller network missed.
+        after: The same with the solution.
+    """
+
+    weights: tuple[Tensor, ...]
+    bias: Tensor
+    before: float
+    after: float
+
+
+class Equations:
+    """The sums of one fit over all batches.
+
+    Args:
+        fit: What is fitted.
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, fit: Fit, device: torch.device) -> None:
+        outputs = len(fit.kept)
+        self.fit = fit
+        self.missing = Moments(fit.columns, outputs // fit.groups, groups=fit.groups, device=device)
+        self.wanted = Moments(0, outputs, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the sums take."""
+        return self.missing.nbytes + self.wanted.nbytes
+
+    def add(
+        self, original: Tensor, smaller: Tensor, readings: dict[int, Reading], chance: torch.Generator
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            original: The original's value at the point.
+            smaller: The smaller network's.
+            readings: What the layers read.
+            chance: Draws the positions.
+        """
+        reader = self.fit.links[0].reader
+        count = reader.positions(smaller)
+        places = sampled(count, chance) if self.fit.weights else torch.arange(count)
+        aim = reader.at(original, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
+        aim = aim * self.fit.factors.to(aim)
+        missing = aim - reader.at(smaller, places).double()
+        self.wanted.add(aim[:, :0], aim)
+        read = [readings[link.chain.call].reader for link in self.fit.links if self.fit.weights]
+        rows = torch.cat([each.rows(places) for each in read], 2) if read else missing[:, :0]  # (G, n, K)
+        groups = self.fit.groups
+        self.missing.add(rows, missing.reshape(len(missing), groups, -1).movedim(1, 0))
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up the sums of all processes."""
+        self.missing.reduce(accelerator)
+        self.wanted.reduce(accelerator)
+
+    def solve(self, ridge: float) -> Solution:
+        """The best correction; never worse than none, on the positions that were read."""
+        links = self.fit.links
+        weights, bias = self.missing.solve(ridge, intercept=self.fit.can_shift)
+        parts = weights.split([link.reader.columns for link in links], 2) if self.fit.weights else ()
+        parts = tuple(
+            part * (link.gain != 0).view(part.shape[0], -1, 1)  # nothing comes through a scale of zero
+            for part, link in zip(parts, links, strict=False)
+        )
+        weights = torch.cat(parts, 2) if parts else weights
+        if self.fit.can_shift:  # for the weights that are left
+            bias = (
+                self.missing.targets - (weights @ self.missing.rows[:, :, None])[:, :, 0]
+            ) / self.missing.count
+        spread = self.wanted.squares - self.wanted.targets.square() / self.wanted.count
+        whole = max(float(spread.sum()) / self.wanted.count, 1e-30)
+        before = float(self.missing.squares.sum()) / self.missing.count / whole
+        after = float(self.missing.error(weights, bias).sum()) / whole
+        return Solution(weights=parts, bias=bias.flatten(), before=before, after=after)
+
+
+def write(equations: Equations, solution: Solution) -> None:
+    """Change the weights, and what holds the constant; evaluation then gives the solution at the point."""
+    home = next((link for link in equations.fit.links if link.chain.homes), None)
+    start = 0
+    for place, link in enumerate(equations.fit.links):
+        constant = solution.bias if link is home else torch.zeros_like(solution.bias)
+        is_written = False
+        if solution.weights:
+            columns = slice(start, start + link.reader.columns)
+            start += link.reader.columns
+            is_written = link.chain.norm is not None
+            if link.chain.norm is not None:
+                _write_with_norm(
+                    link, link.chain.norm, solution.weights[place], constant, equations.missing, columns
+                )
+            else:
+                _write_plainly(link, solution.weights[place])
+        if link is home and not is_written:
+            _shift(link, constant)
+
+
+def _write_plainly(link: Link, missing: Tensor) -> None:
+    old = link.reader.matrix().double()  # (G, C, K)
+    gain = torch.where(link.gain == 0, 1.0, link.gain).view(old.shape[0], -1, 1)
+    _set(link, old + missing / gain)
+
+
+def _set(link: Link, matrix: Tensor) -> None:
+    weight = link.reader.weight
+    weight.data.copy_(link.reader.unfolded(matrix.to(weight.dtype)))
+
+
+def _write_with_norm(
+    link: Link, norm: Norm, missing: Tensor, constant: Tensor, moments: Moments, columns: slice
+) -> None:
+    """A layer and the batch norm behind it, whose statistics become those of the layer's new outputs.
+
+    The norm is to give ``V x + c``. The layer gets ``W = V / s``, the norm gets the mean and variance of
+    ``W x + b``, and such a scale and shift that in evaluation it multiplies by ``s`` and gives ``c`` at
+    ``x = 0``. A pass in training mode finds the same statistics, and so computes the same.
+    """
+    old = link.reader.matrix().double()  # (G, C, K)
+    shape = (old.shape[0], -1, 1)
+    onward = torch.where(link.gain == 0, 1.0, link.gain)
+    whole = norm.scale.view(shape) * old + missing / onward.view(shape)  # V
+    length, before = whole.norm(dim=2).flatten(), old.norm(dim=2).flatten()
+    # a row keeps its length, so that weight decay and learning rate act on it as before
+    sign = torch.where(norm.scale < 0, -1.0, 1.0)
+    inner = torch.where((length > 0) & (before > 0), sign * length / before, norm.scale)  # s
+    inner = torch.where(inner == 0, 1.0, inner)
+    new = whole / inner.view(shape)  # W
+    bias = torch.zeros_like(constant) if link.reader.bias is None else link.reader.bias.detach().double()
+    assert norm.weight is not None and norm.bias is not None
+    gives = norm.bias.detach().double() + norm.scale * (bias - norm.mean.double()) + constant / onward  # c
+    spread = moments.covariance()[:, columns, columns]
+    var = ((new @ spread) * new).sum(2).flatten().clamp(min=0) * moments.count / max(moments.count - 1, 1)
+    _set(link, new)
+    norm.mean.copy_((new @ moments.mean()[:, columns, None]).flatten() + bias)
+    norm.var.copy_(var)
+    norm.weight.data.copy_(inner * (norm.var.double() + norm.eps).sqrt())
+    norm.bias.data.copy_(gives + inner * (norm.mean.double() - bias))
+
+
+def _shift(link: Link, constant: Tensor) -> None:
+    """Add a constant at the point: in the first place that can hold it for every channel, or the best."""
+    home, gain = max(link.chain.homes, key=lambda each: int((each[1] != 0).sum()))
+    more = torch.where(gain == 0, 0.0, constant / torch.where(gain == 0, 1.0, gain))
+    home.data += more.to(home.dtype).view_as(home)
+
+
+def correct(equations: Equations, solution: Solution, smaller: Tensor, readings: dict[int, Reading]) -> None:
+    """Change the smaller network's value at the point, in place, as the new weights would have."""
+    for place, link in enumerate(equations.fit.links if solution.weights else ()):
+        reader = link.reader
+        more = readings[link.chain.call].again(
+            reader.unfolded(solution.weights[place].to(reader.weight.dtype))
+        )
+        smaller += more.to(smaller.dtype)
+    shape = [1] * smaller.dim()
+    shape[equations.fit.links[0].reader.channel] = len(solution.bias)
+    smaller += solution.bias.to(smaller.dtype).view(shape)

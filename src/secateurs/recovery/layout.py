@@ -1,0 +1,197 @@
+"""What is to be fitted after a cut, in which order, and what is left and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.errors import TrainingError
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.running import Inputs
+from secateurs.planning.plan import Plan
+from secateurs.recovery.fitting import Fit, Link
+from secateurs.recovery.moments import WIDEST
+from secateurs.recovery.points import Recorder
+from secateurs.recovery.readers import Reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layout:
+    """The fits of a smaller network, in the order in which its forward pass comes to them.
+
+    Args:
+        fits: The fits.
+        left: Weights that read what left and are not refitted, with the reason.
+        copied: Calls whose inputs are overwritten before their outputs matter.
+        held: Bytes that a pass of both networks over the first batch takes at most, where weights read.
+        norms: Running means of the batch norms that see other values than before the cut.
+    """
+
+    fits: tuple[Fit, ...]
+    left: Mapping[str, str]
+    copied: frozenset[int]
+    held: int
+    norms: tuple[Tensor, ...] = field(repr=False)
+
+
+def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *, weights: bool) -> Layout:
+    """Find the layers that read what left, and the points where their outputs matter.
+
+    Args:
+        model: The original, in evaluation mode.
+        smaller: The network after the cut, in evaluation mode.
+        plan: The cut.
+        inputs: A batch of inputs.
+        weights: Whether weights are refitted, or constants alone.
+
+    Raises:
+        TrainingError: The two networks do not call the same functions.
+    """
+    whole, small = Recorder(model, inputs), Recorder(smaller, inputs)
+    if whole.names != small.names:
+        raise TrainingError(
+            "the smaller network calls other functions than the original, so their values cannot be compared",
+            fix="repair(model, apply(model, plan), plan, batches)",
+        )
+    search = _Search(whole, small, tensors_of(model), tensors_of(smaller), plan)
+    found = search.links()
+    fits: list[Fit] = []
+    for links in _together(found, small).values():
+        fits += _fits(links, search, weights)
+    consumers = {axis.parameter for axis in plan.axes if axis.silenced}
+    mixed = any(group.mixed_by for group in plan.groups)
+    changed = {axis.parameter for axis in plan.axes} if mixed else consumers
+    return Layout(
+        fits=tuple(sorted(fits, key=lambda fit: fit.point)),
+        left=search.left,
+        copied=frozenset(small.overwritten),
+        held=whole.held + small.held,
+        norms=tuple(small.norms_behind(changed)),
+    )
+
+
+def _together(links: list[Link], small: Recorder) -> dict[tuple[int, int, int], list[Link]]:
+    """Layers whose results meet in one point; a convolution with groups stays alone."""
+    found: dict[tuple[int, int, int], list[Link]] = {}
+    for link in links:
+        alone = link.chain.call if link.reader.groups > 1 else -1
+        found.setdefault((link.chain.point, link.reader.channel, alone), []).append(link)
+    return found
+
+
+def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
+    """One fit where the equations are not too wide, else one for each layer, or of constants alone."""
+    kept, factors = search.rows[links[0].name]
+    if not weights:
+        fit = Fit(links=tuple(links), kept=kept, factors=factors, weights=False)
+        if fit.can_shift:
+            return [fit]
+        search.left |= {link.name: "nothing behind it can hold a constant" for link in links}
+        return []
+    if sum(link.reader.columns for link in links) <= WIDEST:
+        return [Fit(links=tuple(links), kept=kept, factors=factors, weights=True)]
+    if len(links) > 1:
+        return [fit for link in links for fit in _fits([link], search, weights)]
+    search.left[links[0].name] = (
+        f"it reads {links[0].reader.columns} values at once, more than {WIDEST}; its constants are repaired"
+    )
+    return _fits(links, search, weights=False)
+
+
+class _Search:
+    """Finds the calls that read what left, and how their outputs compare with the original's."""
+
+    def __init__(
+        self,
+        whole: Recorder,
+        small: Recorder,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        plan: Plan,
+    ) -> None:
+        self.whole, self.small, self.before, self.after, self.plan = whole, small, before, after, plan
+        self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
+        self.left: dict[str, str] = {}
+        self.rows: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def links(self) -> list[Link]:
+        """The layers that can be fitted; the others are noted with the reason."""
+        found: list[Link] = []
+        produced: set[tuple[str, int]] = set()
+        for call, reader in self.small.readers.items():
+            name = self.small.name_of(reader.weight)
+            place = None if name is None else _place(reader, self.after[name])
+            if name is None or place is None:
+                continue
+            reading, outputs, _ = place
+            produced.add((name, outputs))
+            if self.cuts.get((name, reading)):
+                reason = self._add(call, reader, name, found)
+                if reason:
+                    self.left[name] = reason
+        known = {link.name for link in found} | set(self.left)
+        for axis in self.plan.axes:
+            is_read = axis.silenced and len(self.before[axis.parameter].shape) > 1
+            if is_read and axis.parameter not in known and (axis.parameter, axis.dim) not in produced:
+                self.left[axis.parameter] = (
+                    "no linear layer, convolution or product with a matrix reads it as it is"
+                )
+        return found
+
+    def _add(self, call: int, reader: Reader, name: str, found: list[Link]) -> str | None:
+        """Add a link; or say why there is none."""
+        other = self.whole.readers.get(call)
+        place = None if other is None else _place(other, self.before[name])
+        if other is None or place is None:
+            return "the original reads it in another way"
+        if (calls := self.small.uses(reader.weight)) > 1:
+            return f"{calls} calls use it, and no single value is best for all of them"
+        _, outputs, first = place
+        kept, factors = self._kept(name, outputs, first, other)
+        if len(kept) != reader.outputs:
+            return "its outputs do not correspond to the original's"
+        chain = self.small.chain(call, alone=bool((factors != 1).any()))
+        before, after = list(self.whole.shape(chain.point)), list(self.small.shape(chain.point))
+        channel = reader.channel
+        if (before.pop(channel), after.pop(channel)) != (other.outputs, reader.outputs) or before != after:
+            return "its outputs are cut along another dimension too"
+        key = name if name not in self.rows else f"{name} (call {call})"
+        self.rows[key] = (kept, factors)
+        found.append(Link(name=key, reader=reader, chain=chain))
+        return None
+
+    def _kept(self, name: str, dim: int, first: int, reader: Reader) -> tuple[Tensor, Tensor]:
+        """Which of the original's outputs are left, and what the cut multiplied them by."""
+        size = self.before[name].shape[dim]
+        keep, factors = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.float64)
+        keep[list(self.cuts.get((name, dim), ()))] = False
+        for each in self.plan.rescaled:
+            if (each.parameter, each.dim) == (name, dim):
+                factors[list(each.indices)] *= each.factor
+        rows = first + torch.arange(reader.outputs) % (
+            size if reader.turned and reader.windows else reader.outputs
+        )
+        kept = keep[rows].nonzero().flatten()
+        return kept, factors[rows[kept]]
+
+
+def _place(reader: Reader, parameter: Tensor) -> tuple[int, int, int] | None:
+    """Where a reader's weight lies in a parameter: the dimensions it reads and makes, and its first output.
+
+    A weight may be the parameter itself, some of its rows, or its transpose.
+    """
+    weight, shape, steps = reader.weight, tuple(parameter.shape), parameter.stride()
+    reading, outputs = reader.reading_dim, 1 - reader.reading_dim
+    offset = int(weight.storage_offset()) - int(parameter.storage_offset())
+    if weight.dim() != parameter.dim():
+        return None
+    if weight.stride() == steps:
+        first = offset // steps[outputs] if steps[outputs] else 0
+        rest = [size for dim, size in enumerate(weight.shape) if dim != outputs]
+        is_whole = rest == [size for dim, size in enumerate(shape) if dim != outputs]
+        return (reading, outputs, first) if is_whole and offset == first * steps[outputs] else None
+    is_turned = weight.dim() == 2 and weight.stride() == steps[::-1] and tuple(weight.shape) == shape[::-1]
+    return (outputs, reading, 0) if is_turned and offset == 0 else None

@@ -1,0 +1,389 @@
+"""Where the outputs of layers matter: after the batch norm and the residual sum that take them, if any do.
+
+What a refitted layer is to give is decided where the network goes on from it. From the call of a layer one
+follows its result as long as a single call reads it and works channel by channel: a batch norm, a scale, a
+sum with whatever else. The last such result is the *point*. There the smaller network is compared with the
+original, so that the layer also makes up for what the other side of a sum lacks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.running import Inputs, call_model, call_tensors, results_of, tensors_in
+from secateurs.graph.tracing import is_numbered
+from secateurs.recovery.readers import Reader, reader_of
+
+_SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
+_SCALES = frozenset(("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"))
+_DROPOUTS = frozenset(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d"))
+_COPIES = frozenset(("contiguous", "clone"))
+_OF_VALUES = frozenset(
+    (
+        *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+        *("__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__"),
+    )
+)
+_OUTPUT = -1  # reads what the model gives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Norm:
+    """A batch norm in evaluation, by its tensors.
+
+    Args:
+        mean: Running mean.
+        var: Running variance.
+        weight: Scale, if it has one.
+        bias: Shift, if it has one.
+        eps: What is added to the variance.
+    """
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether it has a scale and a shift."""
+        return self.weight is not None and self.bias is not None
+
+    @property
+    def scale(self) -> Tensor:
+        """What it multiplies each channel by; ``(C,)`` in float64."""
+        scale = (self.var.double() + self.eps).rsqrt()
+        return scale if self.weight is None else scale * self.weight.detach().double()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What one call does to one of its arguments, channel by channel: ``scale * t`` and something added.
+
+    Args:
+        scale: ``(C,)``, or one number in ``(1,)``.
+        channel: The dimension that the scale or shift belongs to, counted from the end; None for any.
+        norm: The batch norm that the step is, if it is one.
+        shift: The parameter that is added, if the step is a sum with one.
+    """
+
+    scale: Tensor
+    channel: int | None = None
+    norm: Norm | None = None
+    shift: Tensor | None = None
+
+    def fits(self, reader: Reader) -> bool:
+        """Whether it works along the channels of a reader's result."""
+        return self.channel in (None, reader.channel) and len(self.scale) in (1, reader.outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chain:
+    """From a layer to the point where its outputs matter.
+
+    Args:
+        call: Number of the layer's call.
+        point: Number of the call that gives the point's value.
+        scale: ``(C,)`` in float64: what the layer's outputs are multiplied by on the way.
+        norm: The batch norm with scale and shift that takes the layer's outputs directly, and nothing else.
+        onward: ``(C,)``: what they are multiplied by behind that norm.
+        homes: What can hold a constant on the way, and what that is multiplied by until the point.
+    """
+
+    call: int
+    point: int
+    scale: Tensor
+    norm: Norm | None
+    onward: Tensor
+    homes: tuple[tuple[Tensor, Tensor], ...]
+
+
+class Recorder(TorchFunctionMode):
+    """Writes down one forward pass: which call reads the result of which.
+
+    Attributes:
+        names: The torch function of each numbered call.
+        readers: The calls in which weights read activations, without what was read.
+        held: The most bytes that results of calls took at once where weights read.
+        overwritten: The readers whose source is changed in place after they read it.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.readers: dict[int, Reader] = {}
+        self.held = 0
+        self.overwritten: set[int] = set()
+        self._tensors = tensors_of(model)
+        self._storages = {_storage(tensor): name for name, tensor in self._tensors.items()}
+        self._constants = {id(tensor) for tensor in self._tensors.values()}
+        self._made: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+        self._read_by: dict[int, list[int]] = {}
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._uses: dict[int, list[tuple[int, int, int]]] = {}
+        self._sources: dict[int, weakref.ref[Tensor]] = {}
+        self._shapes: dict[int, torch.Size] = {}
+        self._makers: list[list[int]] = []
+        self._named: list[set[str]] = []
+        self._norms: dict[int, Norm] = {}
+        with torch.no_grad(), self:
+            outputs = call_model(model, inputs)
+        for tensor in tensors_in(outputs):
+            self._read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
+        self._made.clear()
+
+    # -- what was recorded ------------------------------------------------------------------------
+
+    def name_of(self, weight: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is or is a view of."""
+        return self._storages.get(_storage(weight))
+
+    def shape(self, call: int) -> torch.Size:
+        """The shape of a call's result."""
+        return self._shapes[call]
+
+    def uses(self, tensor: Tensor) -> int:
+        """In how many calls any element of a parameter, or of this view of it, is used."""
+        first, last = _span(tensor)
+        return sum(first <= end and start <= last for start, end, _ in self._uses.get(_storage(tensor), ()))
+
+    def chain(self, call: int, *, alone: bool = False) -> Chain:
+        """Follow the result of a reader to the point where it matters.
+
+        Args:
+            call: Number of the reader's call.
+            alone: Stay at the call's own result.
+        """
+        reader, tip = self.readers[call], call
+        steps: list[Step] = []
+        while not alone:
+            readers = self._read_by.get(tip, [])
+            step = self._steps.get((readers[0], tip)) if len(readers) == 1 else None
+            if step is None or not step.fits(reader):
+                break
+            steps.append(step)
+            tip = readers[0]
+        onward = torch.ones(reader.outputs, dtype=torch.float64, device=reader.weight.device)
+        homes: list[tuple[Tensor, Tensor]] = []
+        behind = onward
+        for place, step in reversed(list(enumerate(steps))):
+            behind = onward if place == 0 else behind
+            homes = [*self._homes_of(step, onward), *homes]
+            onward = onward * step.scale
+        norm = steps[0].norm if steps else None
+        is_own = norm is not None and norm.is_affine and self._is_own(norm)
+        if reader.bias is not None and self.uses(reader.bias) == 1:
+            homes.insert(len(self._homes_of(steps[0], onward)) if norm else 0, (reader.bias, onward))
+        return Chain(
+            call=call, point=tip, scale=onward, norm=norm if is_own else None, onward=behind,
+            homes=tuple(homes),
+        )  # fmt: skip
+
+    def norms_behind(self, names: Collection[str]) -> list[Tensor]:
+        """The running means of the batch norms that see other values where these parameters change."""
+        changed: set[int] = set()
+        found = []
+        for number in range(len(self.names)):
+            if self._named[number] & set(names) or changed & set(self._makers[number]):
+                changed.add(number)
+                if number in self._norms and changed & set(self._makers[number]):
+                    found.append(self._norms[number].mean)
+        return found
+
+    def _is_own(self, norm: Norm) -> bool:
+        tensors = (norm.mean, norm.var, norm.weight, norm.bias)
+        return all(self.uses(tensor) == 1 for tensor in tensors if tensor is not None)
+
+    def _homes_of(self, step: Step, onward: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A norm's running mean comes first, which a pass in training mode would find there as well."""
+        if step.norm is not None and self._is_own(step.norm):
+            through = (step.norm.mean, -step.norm.scale * onward)
+            return [through] if step.norm.bias is None else [through, (step.norm.bias, onward)]
+        if step.shift is not None and self.uses(step.shift) == 1:
+            return [(step.shift, onward)]
+        return []
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not is_numbered(func):  # such as the transpose of a tensor, read as an attribute
+            out = func(*args, **kwargs)
+            for tensor in call_tensors(args, kwargs) if isinstance(out, Tensor) else ():
+                self._read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
+                if id(out) not in self._constants:
+                    self._note(out, self._maker(tensor), self._is_data([tensor]))
+            return out
+        number = len(self.names)
+        self.names.append(getattr(func, "__name__", str(func)))
+        operands = call_tensors(args, kwargs)
+        makers = [self._maker(tensor) for tensor in operands]
+        self._makers.append(makers)
+        self._named.append({name for each in operands if (name := self.name_of(each)) is not None})
+        reader = reader_of(func, args, kwargs) if self._reads_data(operands) else None
+        steps = dict(self._steps_of(func, args, kwargs, operands, makers))
+        versions = [tensor._version for tensor in operands]
+        out = func(*args, **kwargs)
+        results = results_of(out)
+        self._note_changes([t for t, before in zip(operands, versions, strict=True) if t._version != before])
+        self._use(operands, results, number)
+        for maker in makers if results or self.names[-1] in _OF_VALUES else ():  # a shape is no value
+            self._read_by.setdefault(maker, []).append(number)
+        if len(results) == 1:
+            self._shapes[number] = results[0].shape
+            for maker, (step, shape) in steps.items():
+                if results[0].shape == shape:
+                    self._steps[number, maker] = step
+        is_data = self._is_data(operands)
+        for result in results:
+            self._note(result, number, is_data)
+        if reader is not None:
+            self._remember(number, reader)
+        return out
+
+    def _remember(self, number: int, reader: Reader) -> None:
+        """Keep what is known of a reader, and see later whether its source is overwritten."""
+        whole = reader.source._base
+        self._sources[number] = weakref.ref(reader.source if whole is None else whole)
+        blank = torch.empty(0)
+        self.readers[number] = Reader(
+            source=blank, weight=reader.weight, bias=reader.bias, groups=reader.groups,
+            turned=reader.turned, windows=reader.windows, stretch=reader.stretch,
+        )  # fmt: skip
+        self.held = max(self.held, self._live())
+
+    def _note_changes(self, changed: list[Tensor]) -> None:
+        places = {_storage(tensor) for tensor in changed}
+        for number, ref in self._sources.items() if places else ():
+            source = ref()
+            if source is not None and _storage(source) in places:
+                self.overwritten.add(number)
+
+    def _live(self) -> int:
+        live = [ref() for ref, *_ in self._made.values()]
+        storages = {_storage(t): t.untyped_storage().nbytes() for t in live if t is not None}
+        return sum(storages.values())
+
+    def _maker(self, tensor: Tensor) -> int:
+        """The call that gave the tensor its present value."""
+        ref, maker, _ = self._made.get(id(tensor), (None, _OUTPUT - 1, False))
+        return maker if ref is not None and ref() is tensor else _OUTPUT - 1
+
+    def _is_data(self, tensors: list[Tensor]) -> bool:
+        """Whether any of the tensors depends on the inputs, as far as is known."""
+        for tensor in tensors:
+            ref, _, is_data = self._made.get(id(tensor), (None, 0, True))
+            known = ref is not None and ref() is tensor
+            if is_data if known else id(tensor) not in self._constants:
+                return True
+        return False
+
+    def _reads_data(self, operands: list[Tensor]) -> bool:
+        return any(_storage(tensor) in self._storages for tensor in operands) and self._is_data(operands)
+
+    def _note(self, tensor: Tensor, maker: int, is_data: bool) -> None:
+        self._made[id(tensor)] = (weakref.ref(tensor), maker, is_data)
+
+    def _use(self, operands: list[Tensor], results: list[Tensor], number: int) -> None:
+        views = {_storage(result) for result in results}
+        for tensor in operands:
+            storage = _storage(tensor)
+            if storage in self._storages and storage not in views:
+                self._uses.setdefault(storage, []).append((*_span(tensor), number))
+
+    def _steps_of(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Tensor],
+        makers: list[int],
+    ) -> Iterator[tuple[int, tuple[Step, torch.Size]]]:
+        """What the call does to each argument that a call has made."""
+        if not operands:
+            return
+        name, one = self.names[-1], operands[0].new_ones(1, dtype=torch.float64)
+        if name == "batch_norm" and makers[0] >= 0:
+            norm = _norm_of(func, args, kwargs)
+            if norm is not None:
+                self._norms[len(self.names) - 1] = norm
+                yield makers[0], (Step(norm.scale, 1 - operands[0].dim(), norm), operands[0].shape)
+        elif name in _COPIES or (name in _DROPOUTS and not _is_training(args, kwargs)):
+            yield makers[0], (Step(one), operands[0].shape)
+        elif name in _SUMS and kwargs.get("alpha", 1) == 1:
+            for maker, tensor in zip(makers, operands, strict=True):
+                if maker >= 0:
+                    yield maker, (self._sum_with(tensor, operands), tensor.shape)
+        elif name in _SCALES:
+            yield from self._scaled(args, operands, makers)
+
+    def _sum_with(self, tensor: Tensor, operands: list[Tensor]) -> Step:
+        one = tensor.new_ones(1, dtype=torch.float64)
+        others = [each for each in operands if each is not tensor]
+        if len(others) == 1 and isinstance(others[0], nn.Parameter):
+            channel = _channel_of(others[0])
+            if channel is not None:
+                return Step(one, channel, shift=others[0])
+        return Step(one)
+
+    def _scaled(
+        self, args: tuple[Any, ...], operands: list[Tensor], makers: list[int]
+    ) -> Iterator[tuple[int, tuple[Step, torch.Size]]]:
+        if len(operands) == 1:
+            factor = next((each for each in args if isinstance(each, (int, float))), None)
+            if factor is not None:
+                scale = operands[0].new_full((1,), float(factor), dtype=torch.float64)
+                yield makers[0], (Step(scale), operands[0].shape)
+            return
+        for place, maker in enumerate(makers):
+            other = operands[1 - place]
+            channel = _channel_of(other)
+            if maker >= 0 and channel is not None and not self._is_data([other]):
+                yield maker, (Step(other.detach().double().flatten(), channel), operands[place].shape)
+
+
+def _norm_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Norm | None:
+    names = ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"]
+    if func is torch.batch_norm:
+        names[1:5] = ["weight", "bias", "running_mean", "running_var"]
+    found = {"training": False, "eps": 1e-5} | dict(zip(names, args, strict=False)) | kwargs
+    if found["training"] or found.get("running_mean") is None or found.get("running_var") is None:
+        return None
+    return Norm(
+        mean=found["running_mean"], var=found["running_var"], eps=float(found["eps"]),
+        weight=found.get("weight"), bias=found.get("bias"),
+    )  # fmt: skip
+
+
+def _is_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Of a call of a dropout: ``(input, p, training)``."""
+    return bool(kwargs.get("training", args[2] if len(args) > 2 else True))
+
+
+def _channel_of(tensor: Tensor) -> int | None:
+    """The only dimension of a tensor that has a length, counted from the end."""
+    long = [axis - tensor.dim() for axis, size in enumerate(tensor.shape) if size > 1]
+    return long[0] if len(long) == 1 else None
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First and last element of the storage that the tensor can touch."""
+    first = int(tensor.storage_offset())
+    return first, first + sum(
+        (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )

@@ -1,0 +1,312 @@
+"""`repair`: heal a cut in closed form, on unlabelled data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from secateurs.errors import TrainingError, UnknownNameError
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.exchange import attention_written_out
+from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
+from secateurs.planning.plan import Plan
+from secateurs.recovery.batch_norm import norms_of, reestimate
+from secateurs.recovery.fitting import Equations, Fit, Solution, correct, write
+from secateurs.recovery.layout import Layout, lay_out
+from secateurs.recovery.passes import SuspendedPass
+from secateurs.recovery.surroundings import on_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+WAYS = ("none", "batch-norm", "compensate", "reconstruct")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What was done to one layer.
+
+    Args:
+        name: Its weight, or its running mean where only statistics were taken anew.
+        what: ``"weights"``, ``"constant"`` or ``"statistics"``.
+        before: The share of the variance of the original's values that was missed where its outputs matter;
+            None for statistics.
+        after: The same after the repair.
+    """
+
+    name: str
+    what: str
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What a repair did.
+
+    Args:
+        how: The way that was asked for.
+        layers: What was done, in the order of the forward pass.
+        left: Weights that read what left and stay as they are, with the reason.
+        images: Images that were used, by all processes.
+        seconds: How long it took.
+        peak_bytes: The most that statistics took at once, and that was held of activations.
+    """
+
+    how: str
+    layers: tuple[Repaired, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.how}: {len(self.layers)} layers on {self.images} images in {self.seconds:.1f} s"
+        missed = [(each.before, each.after) for each in self.layers if each.before is not None]
+        if missed:
+            before, after = (
+                sum(float(each or 0) for each in side) / len(missed) for side in zip(*missed, strict=True)
+            )
+            text += f"; missed of their variance, on average, {before:.1%} -> {after:.1%}"
+        if self.left:
+            name, reason = next(iter(self.left.items()))
+            more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
+            text += f"; left are {name!r}{more}: {reason}"
+        return text
+
+
+def repair(
+    model: nn.Module,
+    smaller: nn.Module,
+    plan: Plan,
+    batches: Iterable[Any],
+    *,
+    how: str = "reconstruct",
+    ridge: float = 1e-3,
+    seed: int = 0,
+    memory: int = 2 << 30,
+    accelerator: Accelerator | None = None,
+) -> Repair:
+    """Heal ``smaller`` in place, from what ``model`` gives on unlabelled inputs, without training.
+
+    * ``"batch-norm"``: the batch norms behind the cut get the mean and variance of what they see now.
+    * ``"compensate"``: what is missing on average where a layer's outputs matter goes into its bias, or the
+      running mean of the norm behind it. Exact where the removed units were constant.
+    * ``"reconstruct"``: the layers that read what left are refitted by ridge regression with a bias, one
+      after another: from their inputs in the smaller network to the values of the original where their
+      outputs matter, behind the residual sum where there is one. Fitted batch norms get the statistics of
+      what they see.
+
+    Args:
+        model: The network before the cut; it is not changed.
+        smaller: What :func:`secateurs.apply` made of it with `plan`.
+        plan: The cut between the two.
+        batches: Inputs, or pairs of inputs and targets; the targets are not used. Images as they were trained
+            on, without augmentation, a few hundred to a few thousand; gone through once and kept meanwhile.
+        how: ``"none"``, ``"batch-norm"``, ``"compensate"`` or ``"reconstruct"``.
+        ridge: The pull towards the weights as they are, relative to the mean variance of what they read.
+        seed: Which positions of large maps are read.
+        memory: Bytes that activations may take while passes wait for a fit. Batches beyond it are run anew
+            for each layer, which is slower and gives the same.
+        accelerator: Processes that share the data; each gives its own batches, or all the same loader, and
+            all end with the same weights.
+
+    Returns:
+        What was done for each layer, on how many images, in what time and memory, and what was left and why.
+
+    Raises:
+        UnknownNameError: There is no such way.
+        TrainingError: There is no batch, the ridge is not positive, or the networks do not belong together.
+            The smaller network is then as it was.
+
+    Example:
+        >>> import secateurs
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))  # three inputs: eight units are too many
+        >>> cut = secateurs.Plan.of(secateurs.trace(net, torch.zeros(1, 3)), {"0": [0, 2, 4, 6]})
+        >>> small, inputs = secateurs.apply(net, cut), torch.randn(64, 3)
+        >>> done = repair(net, small, cut, [inputs], ridge=1e-9)
+        >>> [(layer.name, layer.what) for layer in done.layers], done.images
+        ([('1.weight', 'weights')], 64)
+        >>> bool((net(inputs) - small(inputs)).abs().max() < 1e-4)
+        True
+    """
+    if how not in WAYS:
+        raise UnknownNameError("way to repair", how, WAYS)
+    if not ridge > 0:
+        raise TrainingError(f"`0 < ridge` must hold, got ridge={ridge}", fix="repair(..., ridge=1e-3)")
+    if how == "none":
+        return Repair(how=how)
+    started = time.perf_counter()
+    inputs = _inputs(batches, device_of(smaller), accelerator)
+    with _undisturbed(model, smaller), torch.no_grad():
+        job = _Repairing(model, smaller, inputs, seed, memory, accelerator)
+        layout = lay_out(model, smaller, plan, inputs[0], weights=how == "reconstruct")
+        layers = job.statistics(layout) if how == "batch-norm" else job.fit(layout, ridge)
+    images = sum(_examples(each) for each in inputs)
+    if accelerator is not None and accelerator.num_processes > 1:
+        count = torch.tensor([images], device=accelerator.device)
+        images = int(accelerator.reduce(count, "sum").item())
+    return Repair(
+        how=how,
+        layers=tuple(layers),
+        left={} if how == "batch-norm" else layout.left,
+        images=images,
+        seconds=round(time.perf_counter() - started, 3),
+        peak_bytes=job.peak,
+    )
+
+
+class _Repairing:
+    """One call of :func:`repair`, once everything is in its place."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        smaller: nn.Module,
+        inputs: list[Inputs],
+        seed: int,
+        memory: int,
+        accelerator: Accelerator | None,
+    ) -> None:
+        self.model, self.smaller, self.inputs = model, smaller, inputs
+        self.seed, self.memory, self.accelerator = seed, memory, accelerator
+        self.peak = 0
+
+    def statistics(self, layout: Layout) -> list[Repaired]:
+        """Batch-norm re-estimation."""
+        norms = norms_of(self.smaller, layout.norms)
+        reestimate(self.smaller, norms.values(), self.inputs, self.accelerator)
+        self.peak = sum(2 * 8 * norm.num_features for norm in norms.values())
+        return [Repaired(name=f"{name}.running_mean", what="statistics") for name in norms]
+
+    def fit(self, layout: Layout, ridge: float) -> list[Repaired]:
+        """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
+        room = self.memory // max(layout.held, 1)
+        pairs = [
+            _Pair(
+                self,
+                layout,
+                index,
+                waits=index < room,
+                chance=torch.Generator().manual_seed(self.seed + index),
+            )
+            for index in range(len(self.inputs))
+        ]
+        done = []
+        try:
+            for fit in layout.fits:
+                equations = Equations(fit, device_of(self.smaller))
+                for pair in pairs:
+                    pair.show(equations)
+                if self.accelerator is not None:
+                    equations.reduce(self.accelerator)
+                solution = equations.solve(ridge)
+                write(equations, solution)
+                for pair in pairs:
+                    pair.correct(equations, solution)
+                self.peak = max(self.peak, equations.nbytes + layout.held * min(room, len(pairs)))
+                done += [_told(link.name, fit, solution) for link in fit.links]
+        finally:
+            for pair in pairs:
+                pair.close()
+        return done
+
+
+class _Pair:
+    """One batch on its way through both networks.
+
+    Args:
+        waits: Whether the passes wait for each fit; else they are run anew for each.
+    """
+
+    def __init__(
+        self, job: _Repairing, layout: Layout, index: int, *, waits: bool, chance: torch.Generator
+    ) -> None:
+        self._job, self._layout, self._inputs = job, layout, job.inputs[index]
+        self._waits, self._chance = waits, chance
+        self._passes: tuple[SuspendedPass, SuspendedPass] | None = None
+
+    def show(self, equations: Equations) -> None:
+        """Let the equations see what both networks give at the point."""
+        fit = equations.fit
+        original, smaller = self._passes or self._start(self._layout.fits if self._waits else (fit,))
+        equations.add(original.advance(fit.point), smaller.advance(fit.point), smaller.readings, self._chance)
+        if not self._waits:
+            self.close()
+
+    def correct(self, equations: Equations, solution: Solution) -> None:
+        """Give the waiting pass the values that it has with the new weights."""
+        if self._passes is not None:
+            smaller = self._passes[1]
+            correct(equations, solution, smaller.value, smaller.readings)
+            smaller.forget([link.chain.call for link in equations.fit.links])
+
+    def close(self) -> None:
+        """Leave both passes."""
+        for each in self._passes or ():
+            each.close()
+        self._passes = None
+
+    def _start(self, fits: Iterable[Fit]) -> tuple[SuspendedPass, SuspendedPass]:
+        stops = {fit.point for fit in fits}
+        reads = {link.chain.call for fit in fits for link in fit.links if fit.weights}
+        copied = reads & self._layout.copied
+        self._passes = (
+            SuspendedPass(self._job.model, self._inputs, stops=stops),
+            SuspendedPass(self._job.smaller, self._inputs, stops=stops, reads=reads, copied=copied),
+        )
+        return self._passes
+
+
+def _told(name: str, fit: Fit, solution: Solution) -> Repaired:
+    what = "weights" if fit.weights else "constant"
+    return Repaired(name=name, what=what, before=solution.before, after=solution.after)
+
+
+def _inputs(batches: Iterable[Any], device: torch.device, accelerator: Accelerator | None) -> list[Inputs]:
+    """The inputs of all batches, where the model is."""
+    data = batches if accelerator is None else on_device(batches, accelerator)
+    found = [
+        tree_map_only(
+            Tensor,
+            lambda tensor: tensor.to(device),
+            batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch,
+        )
+        for batch in data
+    ]
+    if not found:
+        raise TrainingError(
+            "the data to repair on gave no batch", fix="pass batches of inputs, a few hundred images or more"
+        )
+    return found
+
+
+def _examples(inputs: Inputs) -> int:
+    first = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return int(first.shape[0])
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, smaller: nn.Module) -> Iterator[None]:
+    """Both evaluate, with attention in steps; modes are put back, and the weights where it fails."""
+    kept = {name: tensor.detach().clone() for name, tensor in tensors_of(smaller).items()}
+    with (
+        modes_kept(model, smaller),
+        attention_as_written(),
+        attention_written_out(model),
+        attention_written_out(smaller),
+    ):
+        model.eval(), smaller.eval()
+        try:
+            yield
+        except BaseException:
+            for name, tensor in tensors_of(smaller).items():
+                tensor.data.copy_(kept[name])
+            raise

@@ -1,0 +1,397 @@
+"""Repair in closed form: every kind of layer that reads what left, at the point where its outputs matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import secateurs
+from secateurs.errors import TrainingError, UnknownNameError
+from secateurs.recovery import repair
+from toy import conv
+
+
+def ready(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights, and batch norms whose statistics are no ones and zeros."""
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                scale = 0.5 if tensor.dim() < 2 else 1 / math.sqrt(tensor[0].numel())
+                tensor.copy_(torch.randn(tensor.shape, generator=chance) * scale)
+                if name.endswith("running_var"):
+                    tensor.abs_().add_(0.5)
+    return model.eval()
+
+
+def cut(model: nn.Module, inputs: Any, removed: dict[str, Any]) -> tuple[secateurs.Plan, nn.Module]:
+    plan = secateurs.Plan.of(secateurs.trace(model, inputs), removed)
+    return plan, secateurs.apply(model, plan)
+
+
+def missed(model: nn.Module, small: nn.Module, inputs: Tensor) -> float:
+    """Share of the variance of the outputs that the smaller model misses."""
+    with torch.no_grad():
+        wanted, given = model(inputs).double(), small(inputs).double()
+    last = isinstance(model, (Attention, FunctionalWeights, TransposedProduct)) or wanted.dim() == 2
+    channel = wanted.dim() - 1 if last else 1
+    spread = wanted - wanted.mean([dim for dim in range(wanted.dim()) if dim != channel], keepdim=True)
+    return float((wanted - given).square().sum() / spread.square().sum())
+
+
+class Convolutions(nn.Module):
+    """One convolution reads another, with whatever options; the last one's outputs are the model's."""
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x).relu())
+        return out
+
+
+class FunctionalWeights(nn.Module):
+    """Parameters without modules: a convolution, a product with a matrix, and a sum that is its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(10, 3, 3, 3))
+        self.matrix, self.offset = nn.Parameter(torch.randn(10, 4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.conv2d(x, self.kernel).relu().movedim(1, -1)
+        return x @ self.matrix + self.offset
+
+
+class TransposedProduct(nn.Module):
+    """The reader is a transposed view of its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(5, 12), nn.Parameter(torch.randn(3, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).relu() @ self.weight.T
+
+
+class Attention(nn.Module):
+    """Heads leave; the output projection reads them, behind it a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.attention(x, x, x, need_weights=False)[0]
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """A stream behind a stem that is cut too, a block, and a shortcut with weights: both meet in one sum."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.stem, self.bn0 = conv(3, 8, bias=False), nn.BatchNorm2d(8)
+        self.conv1, self.bn1 = conv(8, 12, bias=False), nn.BatchNorm2d(12)
+        self.conv2, self.bn2 = conv(12, 6, bias=False), nn.BatchNorm2d(6)
+        self.short, self.bn3 = conv(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn0(self.stem(x)), inplace=self.inplace)
+        out: Tensor = functional.relu(self.bn1(self.conv1(x)), inplace=self.inplace)
+        out = self.bn2(self.conv2(out))
+        if self.inplace:
+            out += self.bn3(self.short(x))
+            return out
+        return out + self.bn3(self.short(x))
+
+
+IMAGE, ROWS = torch.Size((24, 3, 8, 9)), torch.Size((30, 5))
+READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int]]]] = {
+    "strided and dilated": (
+        lambda: Convolutions(conv(3, 12), nn.Conv2d(12, 5, (3, 2), (2, 1), (1, 0), (1, 2))),
+        IMAGE,
+        {"first": [0, 3, 7, 8]},
+    ),
+    "grouped": (
+        lambda: Convolutions(conv(3, 12), nn.Conv2d(12, 6, 3, groups=2)),
+        IMAGE,
+        {"first": [0, 1]},
+    ),
+    "transposed": (
+        lambda: Convolutions(conv(3, 12), nn.ConvTranspose2d(12, 5, 3, 2, 1, 1)),
+        IMAGE,
+        {"first": [0, 3, 7, 8]},
+    ),
+    "one dimension": (
+        lambda: Convolutions(nn.Conv1d(3, 12, 3), nn.Conv1d(12, 4, 3, padding=1)),
+        torch.Size((24, 3, 20)),
+        {"first": [1, 2, 3]},
+    ),
+    "three dimensions": (
+        lambda: Convolutions(nn.Conv3d(3, 12, 2), nn.Conv3d(12, 4, 2)),
+        torch.Size((8, 3, 5, 5, 5)),
+        {"first": [1, 2, 3]},
+    ),
+    "linear": (lambda: Convolutions(nn.Linear(5, 12), nn.Linear(12, 3)), ROWS, {"first": [0, 5, 6]}),
+    "reflected padding": (
+        lambda: Convolutions(conv(3, 12), nn.Conv2d(12, 5, 3, padding=1, padding_mode="reflect")),
+        IMAGE,
+        {"first": [0, 3]},
+    ),
+    "no bias": (lambda: Convolutions(conv(3, 12), conv(12, 4, bias=False)), IMAGE, {"first": [0, 5, 6]}),
+    "raw parameters": (FunctionalWeights, IMAGE, {"kernel": [2, 4]}),
+    "transposed view": (TransposedProduct, ROWS, {"first": [2, 4, 5]}),
+    "attention": (Attention, torch.Size((12, 7, 16)), {"attention.head": [1]}),
+    "inside a block": (ResidualBlock, IMAGE, {"conv1": [0, 4, 5, 9]}),
+    "a stream": (ResidualBlock, IMAGE, {"stem": [0, 4, 5]}),
+    "in place": (lambda: ResidualBlock(inplace=True), IMAGE, {"conv1": [0, 4], "stem": [1, 2]}),
+}
+
+
+def prepared(name: str) -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
+    make, shape, removed = READERS[name]
+    model, inputs = ready(make()), torch.randn(shape)
+    if name == "attention":
+        graph = secateurs.trace(model, inputs)
+        removed = {next(group.name for group in graph.groups if group.kind == "head"): [1]}
+    plan, small = cut(model, inputs, removed)
+    return model, small, plan, inputs
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_a_layer_is_said_to_miss_is_what_it_misses(name: str) -> None:
+    model, small, plan, inputs = prepared(name)
+    plainly = missed(model, small, inputs)
+    done = repair(model, small, plan, inputs.split(7), ridge=1e-8)
+    last = done.layers[-1]
+    assert not done.left and last.what == "weights"
+    assert last.after is not None and last.before is not None
+    assert missed(model, small, inputs) == pytest.approx(last.after, rel=1e-3, abs=1e-6)
+    assert last.after < 0.9 * last.before
+    if len(done.layers) == 1:
+        assert plainly == pytest.approx(last.before, rel=1e-3)
+    assert all(layer.after <= layer.before for layer in done.layers if layer.before and layer.after)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_constant_is_worth_less_than_weights_and_more_than_nothing(name: str) -> None:
+    model, small, plan, inputs = prepared(name)
+    done = repair(model, small, plan, inputs.split(7), how="compensate")
+    if name in ("no bias", "transposed view"):
+        assert list(done.left.values()) == ["nothing behind it can hold a constant"] and not done.layers
+        return
+    last = done.layers[-1]
+    assert last.what == "constant" and last.after is not None and last.before is not None
+    assert missed(model, small, inputs) == pytest.approx(last.after, rel=1e-3, abs=1e-6)
+    assert last.after < last.before
+    other = secateurs.apply(model, plan)
+    repair(model, other, plan, inputs.split(7), ridge=1e-8)
+    assert missed(model, other, inputs) < missed(model, small, inputs)
+
+
+def test_the_weights_are_those_of_lstsq_on_stored_activations() -> None:
+    model, small, plan, inputs = prepared("strided and dilated")
+    repair(model, small, plan, [inputs[:10], inputs[10:]], ridge=1e-9)
+    with torch.no_grad():
+        kept = model.first(inputs).relu()[:, [1, 2, 4, 5, 6, 9, 10, 11]]  # type: ignore[operator]
+        wanted = model(inputs).permute(0, 2, 3, 1).reshape(-1, 5).double()
+    columns = functional.unfold(kept, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1))
+    rows = columns.permute(0, 2, 1).reshape(-1, 8 * 6).double()
+    system = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    best = torch.linalg.lstsq(system, wanted).solution
+    torch.testing.assert_close(small.last.weight.flatten(1).double(), best[:-1].T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(small.last.bias.double(), best[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inside a block", "a stream", "in place"])
+def test_a_fitted_norm_has_the_statistics_of_what_it_sees(name: str) -> None:
+    model, small, plan, inputs = prepared(name)
+    repair(model, small, plan, [inputs])
+    seen: dict[str, Tensor] = {}
+    for norm in ("bn2", "bn3"):
+        small.get_submodule(norm).register_forward_pre_hook(
+            lambda _, args, norm=norm: seen.update({norm: args[0].detach().clone()})
+        )
+    evaluated = small(inputs)
+    fitted = ["bn2"] if name == "inside a block" else ["bn3"] if name == "a stream" else ["bn2", "bn3"]
+    for norm in fitted:
+        here = small.get_submodule(norm)
+        torch.testing.assert_close(here.running_mean, seen[norm].mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(here.running_var, seen[norm].var((0, 2, 3)), atol=1e-4, rtol=1e-3)
+        here.train()
+    if "bn2" in fitted:  # a pass in training mode computes the same, but for Bessel's correction
+        torch.testing.assert_close(small(inputs), evaluated, atol=5e-3, rtol=5e-3)
+
+
+def test_errors_of_earlier_layers_are_made_up_for() -> None:
+    model = ready(nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)))
+    inputs = torch.randn(60, 5)
+    plan, small = cut(model, inputs, {"0": [0, 1, 2], "2": [3, 4]})
+    repair(model, small, plan, [inputs], ridge=1e-9)
+    with torch.no_grad():
+        read = small[:4](inputs).double()  # as it is in the smaller network, after the first refit
+        wanted = model(inputs).double()
+    system = torch.cat([read, torch.ones(60, 1)], 1)
+    best = torch.linalg.lstsq(system, wanted).solution
+    torch.testing.assert_close(small[4].weight.double(), best[:-1].T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["in place", "attention", "grouped"])
+def test_passes_that_do_not_wait_give_the_same(name: str) -> None:
+    model, waited, plan, inputs = prepared(name)
+    anew = secateurs.apply(model, plan)
+    repair(model, waited, plan, inputs.split(5))
+    repair(model, anew, plan, inputs.split(5), memory=0)
+    for one, other in zip(waited.state_dict().values(), anew.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_constant_unit_is_compensated_to_rounding() -> None:
+    model = Convolutions(conv(3, 8), conv(8, 4, 1))
+    with torch.no_grad():
+        model.first.weight[[1, 5]] = 0
+        model.first.bias[1], model.first.bias[5] = -1.0, 2.0  # dead, and stuck at 2
+    inputs = torch.randn(IMAGE)
+    plan, small = cut(model, inputs, {"first": [1, 5]})
+    assert missed(model, small, inputs) > 1e-2
+    repair(model, small, plan, [inputs], how="compensate")
+    torch.testing.assert_close(small(inputs), model(inputs))
+
+
+def test_at_padded_borders_a_constant_is_right_on_average() -> None:
+    model = Convolutions(conv(3, 8), conv(8, 4))
+    with torch.no_grad():
+        model.first.weight[5] = 0
+        model.first.bias[5] = 2.0
+    inputs = torch.randn(IMAGE)
+    plan, small = cut(model, inputs, {"first": [5]})
+    repair(model, small, plan, [inputs], how="compensate")
+    apart = model(inputs) - small(inputs)
+    assert apart.abs().max() > 1e-2
+    assert apart.mean((0, 2, 3)).abs().max() < 1e-5
+
+
+def test_batch_norms_behind_the_cut_are_estimated_anew_and_no_others() -> None:
+    model, small, plan, inputs = prepared("inside a block")
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    batches = inputs.split(8)
+    done = repair(model, small, plan, batches, how="batch-norm")
+    assert [layer.name for layer in done.layers] == ["bn2.running_mean"]
+    changed = {name for name, tensor in small.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"bn2.running_mean", "bn2.running_var"}
+    with torch.no_grad():
+        x = functional.relu(small.bn0(small.stem(inputs)))
+        seen = small.conv2(functional.relu(small.bn1(small.conv1(x))))
+    mean = torch.stack([part.mean((0, 2, 3)) for part in seen.split(8)]).mean(0)
+    var = torch.stack([part.var((0, 2, 3)) for part in seen.split(8)]).mean(0)
+    torch.testing.assert_close(small.bn2.running_mean, mean)
+    torch.testing.assert_close(small.bn2.running_var, var)
+    assert small.bn2.momentum == 0.1 and not any(module.training for module in small.modules())
+
+
+def test_a_network_without_batch_norm_is_left_alone() -> None:
+    model, small, plan, inputs = prepared("linear")
+    before = [tensor.clone() for tensor in small.state_dict().values()]
+    done = repair(model, small, plan, [inputs], how="batch-norm")
+    assert done.layers == () and "0 layers" in str(done)
+    assert all(map(torch.equal, before, small.state_dict().values()))
+
+
+class TiedReaders(nn.Module):
+    """Two calls read with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.one(hidden.relu()) + self.one(hidden.sigmoid())
+
+
+class NormedWeight(nn.Module):
+    """The reader's weight is computed from the parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(5, 8), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.first(x), functional.normalize(self.weight, dim=0))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "reason"),
+    [(TiedReaders, "one.weight", "2 calls use it"), (NormedWeight, "weight", "as it is")],
+)
+def test_what_cannot_be_refitted_is_left_and_said(
+    make: Callable[[], nn.Module], name: str, reason: str
+) -> None:
+    model, inputs = ready(make()), torch.randn(ROWS)
+    plan, small = cut(model, inputs, {"first": [0, 1]})
+    before = small.get_parameter(name).clone()
+    done = repair(model, small, plan, [inputs])
+    assert list(done.left) == [name] and reason in done.left[name]
+    assert torch.equal(small.get_parameter(name), before)
+
+
+def test_the_original_and_random_numbers_are_left_as_they_were() -> None:
+    model, small, plan, inputs = prepared("in place")
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train(), small.bn1.train()
+    state = torch.get_rng_state()
+    repair(model, small, plan, [(inputs, torch.zeros(24))])
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert [name for name, module in small.named_modules() if module.training] == ["bn1"]
+
+
+class FailsLater(ResidualBlock):
+    """Raises behind the layers that were refitted by then."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        self.calls += 1
+        if self.calls == 4:
+            raise RuntimeError("no more")
+        return out
+
+
+def test_a_failed_repair_leaves_the_smaller_network_as_it_was() -> None:
+    model, inputs = ready(FailsLater()), torch.randn(IMAGE)
+    plan, small = cut(model, inputs, {"conv1": [0], "stem": [1, 2]})
+    small.calls = 2  # a pass runs to its end only once the last layer is fitted, so fail in the trace of both
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    small.calls = 3
+    with pytest.raises(RuntimeError, match="no more"):
+        repair(model, small, plan, [inputs])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+
+
+def test_what_is_refused() -> None:
+    model, small, plan, inputs = prepared("linear")
+    with pytest.raises(TrainingError, match="gave no batch"):
+        repair(model, small, plan, [])
+    with pytest.raises(TrainingError, match="`0 < ridge` must hold, got ridge=0"):
+        repair(model, small, plan, [inputs], ridge=0)
+    with pytest.raises(
+        UnknownNameError, match="unknown way to repair 'reconstuct'; did you mean 'reconstruct'"
+    ):
+        repair(model, small, plan, [inputs], how="reconstuct")
+    with pytest.raises(TrainingError, match="calls other functions"):
+        repair(nn.Sequential(nn.Linear(5, 2)), small, plan, [inputs])
+    with pytest.raises(RuntimeError):
+        repair(model, small, plan, [inputs, inputs[:, :2]])
+    assert repair(model, small, plan, [], how="none").layers == ()
