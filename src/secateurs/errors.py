@@ -4,6 +4,7 @@
 SecateursError
 ├── TraceError        the model could not be run or understood
 ├── ScoreError        a criterion could not be computed
+│   └── UnrankedError a criterion has nothing to rank a group by; other groups have their scores
 ├── PlanError         a plan does not fit, or cannot be made
 │   └── BudgetError   no plan meets the budget
 ├── ApplyError        the surgery was refused; the model is as it was
@@ -52,6 +53,10 @@ class TraceError(SecateursError):
 
 class ScoreError(SecateursError):
     """A criterion could not be computed."""
+
+
+class UnrankedError(ScoreError):
+    """A group has nothing that a criterion could rank it by, such as a batch norm's scales."""
 
 
 class PlanError(SecateursError):

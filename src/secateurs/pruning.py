@@ -10,6 +10,7 @@ from torch import nn
 
 from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.greedy import greedy
+from secateurs.criteria.normalizations import Normalization
 from secateurs.criteria.protocol import Scores
 from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import BudgetError, UnknownNameError
@@ -64,7 +65,7 @@ def prune_steps(
     min_units: Least = 1,
     allocation: Mapping[str, int] | None = None,
     selection: Selection = "independent",
-    normalization: str | None = None,
+    normalization: Normalization = None,
 ) -> Iterator[Step]:
     """Prune in steps: rank, cut, verify, hand over; and again when the caller asks for the next.
 

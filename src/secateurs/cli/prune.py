@@ -25,7 +25,11 @@ def prune(
         typer.Option(min=0, help="Epochs of the longer fine-tune at the end.", show_default="1.5 times"),
     ] = None,
     criterion: Annotated[
-        str, typer.Option(help="How units are ranked: taylor, taylor-signed, l1, l2, random.")
+        str,
+        typer.Option(
+            help="How units are ranked: taylor, taylor-2019, l1, l2, fpgm, bn-scale, apoz, ...; a name that "
+            "is unknown lists them all."
+        ),
     ] = "taylor",
     scope: Annotated[
         str, typer.Option(help="global: one ranking of all units; local: the same share everywhere.")
@@ -64,7 +68,7 @@ def prune(
     normalization: Annotated[
         str | None,
         typer.Option(
-            help="Of the importances in each group: none, l1, l2, max or mean.",
+            help="Of the importances in each group: none, l1, l2, max, mean or flops.",
             show_default="the criterion's own",
         ),
     ] = None,

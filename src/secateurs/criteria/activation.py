@@ -15,7 +15,7 @@ from torch import Tensor
 from secateurs.criteria.observed import Reading
 from secateurs.criteria.protocol import Criterion, Weights, register
 from secateurs.criteria.taylor import GateCriterion
-from secateurs.errors import ScoreError
+from secateurs.errors import UnrankedError
 from secateurs.graph.groups import Graph, Group
 
 
@@ -53,11 +53,11 @@ class ActivationCriterion(Criterion):
         """The part of a tensor over all units that is the group's.
 
         Raises:
-            ScoreError: No weight reads the group's units.
+            UnrankedError: No weight reads the group's units.
         """
         mine = slice(group.first, group.first + group.size)
         if not bool((self._count[mine] > 0).all()):
-            raise ScoreError(
+            raise UnrankedError(
                 f"{self.name} needs activations that weights read, but group {group.name!r} has none",
                 where=", ".join(part.parameter for part in group.slices),
                 fix=f"plan with skip=[{group.name!r}], or use a criterion on weights such as 'l2'",
@@ -192,7 +192,3 @@ class Activation(GateCriterion):
     def share(self, reading: Reading) -> Tensor:
         """``sum z`` for each example and index."""
         return reading.by_example(reading.activation)
-
-    def fold(self, means: Tensor) -> Tensor:
-        """Sizes, example by example."""
-        return means.abs().sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ class Batch:
         targets: What the batch gave beside the inputs; None where it gave nothing.
         examples: Number of examples.
         loss_fn: The loss, the mean over the batch; None where no criterion asked for one.
+        layouts: Where the examples lie in what weights read, by call and argument, where it is not their
+            first dimension for certain.
     """
 
     model: nn.Module
@@ -30,6 +33,7 @@ class Batch:
     targets: Any
     examples: int
     loss_fn: LossFunction | None
+    layouts: Mapping[tuple[int, int], Layout | None] = field(default_factory=dict)
 
     def outputs(self) -> Any:
         """The model's outputs."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateurs.criteria.observed import Batch, Reading
 from secateurs.criteria.processes import add_up
-from secateurs.errors import ScoreError, UnknownNameError
+from secateurs.errors import ScoreError, UnknownNameError, UnrankedError
 from secateurs.graph.groups import Graph, Group, Slice
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -93,6 +93,7 @@ class Scores(Mapping[str, Tensor]):
         curves: By group name the error after 0, 1, ... of the group's units have left, where the criterion
             has one.
         remark: How they were found, where the criterion has several ways.
+        missing: By group name why the criterion has nothing to rank the group by; such groups can be skipped.
     """
 
     def __init__(
@@ -102,14 +103,21 @@ class Scores(Mapping[str, Tensor]):
         *,
         curves: Mapping[str, Tensor] | None = None,
         remark: str = "",
+        missing: Mapping[str, UnrankedError] | None = None,
     ) -> None:
         self.criterion = criterion
         self.curves = curves
         self.remark = remark
+        self.missing = dict(missing or {})
         self._values = dict(values)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self.missing:
+            raise self.missing[name]
         return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -119,8 +127,9 @@ class Scores(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         units = sum(len(values) for values in self._values.values())
+        missing = f", {len(self.missing)} groups without" if self.missing else ""
         remark = f", {self.remark}" if self.remark else ""
-        return f"Scores({self.criterion!r}, {len(self)} groups, {units} units{remark})"
+        return f"Scores({self.criterion!r}, {len(self)} groups, {units} units{missing}{remark})"
 
 
 class FromFunction(Criterion):
@@ -195,6 +204,23 @@ def unit_sums(tensor: Tensor, place: Slice, power: int) -> Tensor:
     return norms.pow(power)[indices].sum(1)
 
 
+def unit_totals(tensor: Tensor, place: Slice) -> Tensor:
+    """The sum, with signs, of the part of a tensor of a parameter's shape that belongs to each unit.
+
+    Returns:
+        ``(units,)`` in float64.
+    """
+    others = [dim for dim in range(tensor.dim()) if dim != place.dim]
+    data = tensor.detach()
+    totals = data.sum(others, dtype=torch.float64) if others else data.double()
+    return totals[torch.from_numpy(place.indices).to(tensor.device)].sum(1)
+
+
+def weights_of_unit(tensor: Tensor, place: Slice) -> int:
+    """How many numbers of a parameter belong to one unit."""
+    return int(place.indices.shape[1]) * (tensor.numel() // tensor.shape[place.dim])
+
+
 def producers(group: Group, criterion: str) -> tuple[Slice, ...]:
     """The slices of the weights that make the units.
 
@@ -202,11 +228,11 @@ def producers(group: Group, criterion: str) -> tuple[Slice, ...]:
     (learned queries, a table that a product of weights reads), or else those that read them.
 
     Raises:
-        ScoreError: The group has none.
+        UnrankedError: The group has none.
     """
     found = group.by_role("producer") or group.by_role("carrier") or group.by_role("consumer")
     if not found:
-        raise ScoreError(
+        raise UnrankedError(
             f"{criterion} reads the weights that make a unit, but group {group.name!r} has none",
             where=", ".join(part.parameter for part in group.slices),
             fix=f"plan with skip=[{group.name!r}], or use a criterion of your own",

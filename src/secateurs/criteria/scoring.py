@@ -12,7 +12,7 @@ from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.normalizations import Normalization, normalizer
 from secateurs.criteria.protocol import Criterion, Scores, WeightFunction, resolve
 from secateurs.criteria.sweep import needs_loss, sweep
-from secateurs.errors import ScoreError
+from secateurs.errors import ScoreError, UnrankedError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group
 
@@ -72,6 +72,7 @@ def score(
 
     Returns:
         Importances by group name, ``(units,)`` in float64; for a sequence of criteria these by its name.
+        Groups that a criterion has nothing to rank by are not in them; `Scores.missing` says why.
 
     Raises:
         ScoreError: Data, loss or gradients are missing, or the loss is not finite.
@@ -94,9 +95,17 @@ def score(
     weights = tensors_of(model)
     scores = {}
     for name, item in wanted:
-        raw = {group.name: _importance(item, group, weights) for group in graph.groups}
-        values = {group: normalizers[name](group, each) for group, each in raw.items()}
-        scores[name] = Scores(name, values, remark=item.remark)
+        values, missing = {}, {}
+        for group in graph.groups:
+            try:
+                raw = _importance(item, group, weights)
+            except UnrankedError as error:
+                missing[group.name] = error
+            else:
+                values[group.name] = normalizers[name](group.name, raw)
+        if missing and not values:
+            raise next(iter(missing.values()))
+        scores[name] = Scores(name, values, remark=item.remark, missing=missing)
     return scores if several else scores[wanted[0][0]]
 
 

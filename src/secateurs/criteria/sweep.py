@@ -93,8 +93,16 @@ class _Passes:
     def run(self, item: Any) -> int:
         """One batch; gives its number of examples."""
         inputs, targets, examples = batch_on(item, self._device, labelled=self._needs_loss)
+        if examples > 1 and not self._knows_layouts:
+            self._gates.layouts = find_layouts(self._model, self._graph, self._device, inputs, examples)
+            self._knows_layouts = True
         batch = Batch(
-            model=self._model, inputs=inputs, targets=targets, examples=examples, loss_fn=self._loss_fn
+            model=self._model,
+            inputs=inputs,
+            targets=targets,
+            examples=examples,
+            loss_fn=self._loss_fn,
+            layouts=self._gates.layouts,
         )
         for criterion in self._criteria:
             criterion.begin_batch(batch)
@@ -105,11 +113,6 @@ class _Passes:
         return batch.examples
 
     def _pass(self, batch: Batch) -> None:
-        if batch.examples > 1 and not self._knows_layouts and (self._looking or self._observing):
-            self._gates.layouts = find_layouts(
-                self._model, self._graph, self._device, batch.inputs, batch.examples
-            )
-            self._knows_layouts = True
         self._gates.begin(batch.examples)
         if not (self._observing or self._of_weights):
             with torch.no_grad(), self._gates:

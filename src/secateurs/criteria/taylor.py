@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secateurs.criteria.observed import Reading
 from secateurs.criteria.protocol import Criterion, Weights, register
-from secateurs.errors import ScoreError
+from secateurs.errors import UnrankedError
 from secateurs.graph.groups import Graph, Group
 
 
@@ -51,13 +51,13 @@ class GateCriterion(Criterion):
         """Fold the batch into the running sum."""
         self._examples += examples
         if self._batch is not None:
-            self._total += self.fold(self._batch / self._positions.clamp(min=1))
+            self._total += self.fold(self._batch, self._positions.clamp(min=1))
             self._read += self._positions
             self._batch = None
 
-    def fold(self, means: Tensor) -> Tensor:
-        """Reduce ``(examples, units)`` sums, averaged over positions, to ``(units,)``."""
-        raise NotImplementedError
+    def fold(self, sums: Tensor, positions: Tensor) -> Tensor:
+        """Reduce ``(examples, units)`` sums over positions to ``(units,)``."""
+        return (sums / positions).abs().sum(0)
 
     def sums(self) -> Sequence[Tensor]:
         """Total, places read and number of examples."""
@@ -67,11 +67,11 @@ class GateCriterion(Criterion):
         """The mean over all examples seen, for the units of a group.
 
         Raises:
-            ScoreError: No weight reads them.
+            UnrankedError: No weight reads them.
         """
         mine = slice(group.first, group.first + group.size)
         if not bool((self._read[mine] > 0).all()):
-            raise ScoreError(
+            raise UnrankedError(
                 f"{self.name} needs activations that weights read, but group {group.name!r} has none",
                 where=", ".join(part.parameter for part in group.slices),
                 fix=f"plan with skip=[{group.name!r}], or use a criterion on weights such as 'l2'",
@@ -97,9 +97,24 @@ class Taylor(GateCriterion):
 
     name = "taylor"
 
-    def fold(self, means: Tensor) -> Tensor:
-        """Sizes, example by example."""
-        return means.abs().sum(0)
+
+@register
+class TaylorElementwise(GateCriterion):
+    """Sizes before any mean: ``mean over examples and space of | z * dC/dz |``, per-layer l2.
+
+    What code of the paper's authors calls its first criterion. Unlike the other forms it depends on where a
+    unit is read: with several readers their sums of sizes are added.
+
+    References:
+        https://github.com/NVlabs/Taylor_pruning
+    """
+
+    name = "taylor-elementwise"
+
+    def share(self, reading: Reading) -> Tensor:
+        """``sum |z * dC/dz|`` for each example and index."""
+        wide = torch.promote_types(reading.activation.dtype, torch.float32)
+        return reading.by_example((reading.activation.to(wide) * reading.slope).abs_())
 
 
 @register
@@ -114,6 +129,23 @@ class TaylorSigned(GateCriterion):
 
     name = "taylor-signed"
 
-    def fold(self, means: Tensor) -> Tensor:
+    def fold(self, sums: Tensor, positions: Tensor) -> Tensor:
         """Sums with their signs."""
-        return means.sum(0)
+        return (sums / positions).sum(0)
+
+
+@register
+class Gradient(GateCriterion):
+    """The Taylor criterion without its activation: ``mean over examples of | mean over space of dC/dz |``.
+
+    Per-layer l2. The second of the two factors that the article remarks on; `Activation` is the first.
+
+    References:
+        Gildenblat, https://jacobgil.github.io/deeplearning/pruning-deep-learning
+    """
+
+    name = "gradient"
+
+    def share(self, reading: Reading) -> Tensor:
+        """``sum dC/dz`` for each example and index."""
+        return reading.by_example(reading.slope)

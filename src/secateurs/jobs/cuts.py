@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from secateurs.criteria import NORMALIZATIONS, Criterion, Random, names
+from secateurs.criteria import Criterion, Random, names, normalization_names
 from secateurs.errors import UnknownNameError
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
@@ -35,8 +35,8 @@ def check_reach(settings: PruneSettings, graph: Graph) -> Limits:
     """
     if settings.criterion not in names():
         raise UnknownNameError("criterion", settings.criterion, names())
-    if settings.normalization is not None and settings.normalization not in NORMALIZATIONS:
-        raise UnknownNameError("normalization", settings.normalization, NORMALIZATIONS)
+    if settings.normalization is not None and settings.normalization not in normalization_names():
+        raise UnknownNameError("normalization", settings.normalization, normalization_names())
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
     plan(
         graph,

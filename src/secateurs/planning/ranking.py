@@ -159,6 +159,9 @@ def _as_read(graph: Graph, groups: Sequence[Group]) -> list[Group]:
 
 def _ascending(group: Group, scores: Mapping[str, torch.Tensor]) -> npt.NDArray[np.int64]:
     if group.name not in scores:
+        reason = getattr(scores, "missing", {}).get(group.name)
+        if reason is not None:
+            raise PlanError(reason.message, where=reason.where, fix=reason.fix)
         raise PlanError(
             f"there is no score for group {group.name!r}", fix="score the same graph that you plan with"
         )
