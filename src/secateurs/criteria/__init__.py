@@ -8,6 +8,7 @@ from secateurs.criteria.magnitude import L1, L2, BnScale, Fpgm, MeanWeight, Rand
 from secateurs.criteria.normalizations import NORMALIZATIONS, FlopsPenalty, normalization_names
 from secateurs.criteria.observed import Batch, Layout, Reading
 from secateurs.criteria.protocol import Criterion, Scores, names, producers, register, unit_rows
+from secateurs.criteria.reconstruction import Reconstruction, ThiNet
 from secateurs.criteria.scoring import score
 from secateurs.criteria.squares import Fisher, Taylor2019, Taylor2019Gate
 from secateurs.criteria.taylor import Gradient, Taylor, TaylorElementwise, TaylorSigned
@@ -34,6 +35,7 @@ __all__ = [
     "Obd",
     "Random",
     "Reading",
+    "Reconstruction",
     "Scores",
     "StdActivation",
     "Taylor",
@@ -41,6 +43,7 @@ __all__ = [
     "Taylor2019Gate",
     "TaylorElementwise",
     "TaylorSigned",
+    "ThiNet",
     "greedy",
     "names",
     "normalization_names",

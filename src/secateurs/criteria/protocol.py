@@ -33,6 +33,7 @@ class Criterion:
         weight_gradients: Whether `observe_gradients` is to be called with the gradients of the weights.
         needs_loss: Whether it asks a batch for its loss itself.
         normalization: What its importances are divided by, by group, unless `score` is told otherwise.
+        has_curves: Whether `curve` gives the error after 0, 1, ... of a group's units have left.
         remark: How the importances were found, where there are several ways; set by the pass.
     """
 
@@ -42,6 +43,7 @@ class Criterion:
     weight_gradients: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
     normalization: ClassVar[str] = "none"
+    has_curves: ClassVar[bool] = False
     remark: str = ""
 
     def start(self, graph: Graph, device: torch.device) -> None:
@@ -80,6 +82,13 @@ class Criterion:
 
         Returns:
             ``(group.size,)``, any float dtype.
+        """
+        raise NotImplementedError
+
+    def curve(self, group: Group) -> Tensor:
+        """The error after 0, 1, ... of a group's units have left, ``(group.size,)``; for `has_curves`.
+
+        One measure for all groups: `secateurs.plan` adds them up.
         """
         raise NotImplementedError
 

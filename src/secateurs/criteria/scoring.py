@@ -105,7 +105,8 @@ def score(
                 values[group.name] = normalizers[name](group.name, raw)
         if missing and not values:
             raise next(iter(missing.values()))
-        scores[name] = Scores(name, values, remark=item.remark, missing=missing)
+        curves = {group: item.curve(graph.by_name[group]) for group in values} if item.has_curves else None
+        scores[name] = Scores(name, values, curves=curves, remark=item.remark, missing=missing)
     return scores if several else scores[wanted[0][0]]
 
 

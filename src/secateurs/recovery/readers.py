@@ -182,7 +182,8 @@ class Watching(TorchFunctionMode):
 
     Args:
         see: Called with the number of the torch function call in the pass (as in `Graph.reads`), the reader
-            and the call's result, which is kept by no one and may be changed in place later.
+            and the call's result, which is kept by no one and may be changed in place later. What it
+            returns, unless None, takes the result's place.
 
     Example:
         >>> moments = {}
@@ -197,7 +198,7 @@ class Watching(TorchFunctionMode):
         (2, [[1.0, 1.0, 1.0]])
     """
 
-    def __init__(self, see: Callable[[int, Reader, Tensor], None]) -> None:
+    def __init__(self, see: Callable[[int, Reader, Tensor], Tensor | None]) -> None:
         super().__init__()
         self._see, self._call = see, 0
 
@@ -208,7 +209,8 @@ class Watching(TorchFunctionMode):
         reader = reader_of(func, args, kwargs)  # before the call: some work in place
         out = func(*args, **kwargs)
         if reader is not None:
-            self._see(self._call, reader, out)
+            shown = self._see(self._call, reader, out)
+            out = out if shown is None else shown
         self._call += is_numbered(func)
         return out
 

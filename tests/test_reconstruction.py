@@ -1,0 +1,210 @@
+"""Reconstruction as a criterion: against least squares on stored activations, and exact gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+import models
+import secateurs
+from models import build
+from secateurs.criteria import consumers
+from secateurs.criteria.consumers import Consumers
+from secateurs.criteria.elimination import contributions
+from secateurs.criteria.observed import Batch
+from secateurs.criteria.readings import scoring_mode
+from secateurs.errors import ScoreError
+from toy import Toy, conv
+
+
+class TwoReaders(Toy):
+    """A convolution with groups and one with a stride read the same channels: a unit is two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 6)
+        self.one, self.two = conv(6, 4, groups=2, bias=False), nn.Conv2d(6, 5, 3, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x).relu()
+        return self.one(x), self.two(x)
+
+
+class OneOutput(Toy):
+    """A single output, so that a sign sent back gives its gradient squared, exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.body = conv(3, 5), nn.BatchNorm2d(6), conv(5, 6)
+        self.fc = nn.Linear(6 * 64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.body(self.stem(x).relu())).relu_().flatten(1))
+
+
+class OnlyQueriesAndKeys(Toy):
+    """Units that no weight reads."""
+
+    PIXELS = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.query, self.key = nn.Linear(6, 7), nn.Linear(7, 8), nn.Linear(7, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.query(x) @ self.key(x).mT
+
+
+def ready(toy: type[Toy], examples: int = 24) -> tuple[Toy, secateurs.Graph, list[Tensor]]:
+    model = build(toy)
+    torch.manual_seed(1)
+    return model, secateurs.trace(model, model.example(2)), list(model.example(examples).split(9))
+
+
+def test_the_curve_is_that_of_least_squares_on_stored_activations() -> None:
+    model, graph, data = ready(TwoReaders)
+    scores = secateurs.score(model, graph, "reconstruction", data=data)
+    assert scores.curves is not None
+    with torch.no_grad():
+        hidden = model.stem(torch.cat(data)).relu()  # type: ignore[operator]
+        wanted = [each.flatten(2).movedim(1, 2).double() for each in model(torch.cat(data))]
+    power = sum(float(each.square().sum()) for each in wanted)
+    rows = [  # (examples, positions, channels, 9)
+        unfold(hidden, 3, stride=step, padding=pad).unflatten(1, (6, 9)).movedim(-1, 1).double()
+        for step, pad in ((1, 1), (2, 0))
+    ]
+    group = pairs(graph)
+    order = scores[group.name].argsort().tolist()
+    for gone in range(3):
+        kept = sorted(channels_of(group, order[gone:]))
+        error = missed(rows[1][:, :, kept], wanted[1])
+        for half in (0, 1):  # the groups of the convolution are problems of their own
+            own = [unit for unit in kept if unit // 3 == half]
+            error += missed(rows[0][:, :, own], wanted[0][:, :, 2 * half : 2 * half + 2])
+        assert float(scores.curves[group.name][gone]) == pytest.approx(error / power, rel=1e-2, abs=1e-9)
+
+
+def pairs(graph: secateurs.Graph) -> secateurs.Group:
+    """The group whose units are a channel in each group of the convolution."""
+    return next(group for group in graph.groups if group.size == 3)
+
+
+def channels_of(group: secateurs.Group, units: list[int]) -> list[int]:
+    """The channels of some units."""
+    return group.by_role("producer")[0].indices[units].flatten().tolist()
+
+
+def missed(rows: Tensor, wanted: Tensor) -> float:
+    """The squared error of the best weights with a bias."""
+    inputs = rows.flatten(0, 1).flatten(1)
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1).double()], dim=1)
+    targets = wanted.flatten(0, 1)
+    best = torch.linalg.lstsq(inputs, targets, driver="gelsd").solution
+    return float((inputs @ best - targets).square().sum())
+
+
+def test_thinet_is_the_change_of_the_outputs_where_units_read_as_zero() -> None:
+    model, graph, data = ready(TwoReaders)
+    scores = secateurs.score(model, graph, "thinet", data=data)
+    assert scores.curves is not None
+    group = pairs(graph)
+    order = scores[group.name].argsort().tolist()
+    with torch.no_grad():
+        hidden = model.stem(torch.cat(data)).relu()  # type: ignore[operator]
+        for gone in range(3):
+            silenced = hidden.clone()
+            silenced[:, channels_of(group, order[:gone])] = 0
+            change = sum(
+                float((layer(hidden) - layer(silenced)).square().sum() / layer(hidden).square().sum())
+                for layer in (model.one, model.two)  # type: ignore[operator]
+            )
+            assert float(scores.curves[group.name][gone]) == pytest.approx(change, rel=1e-4, abs=1e-9)
+
+
+def test_what_an_error_costs_is_the_mean_square_of_the_gradient() -> None:
+    model, graph, data = ready(OneOutput)
+    found = Consumers(graph, torch.device("cpu"), senses=True)
+    with scoring_mode(model):
+        for each in data:
+            found.read(Batch(model=model, inputs=each, targets=None, examples=len(each), loss_fn=None))
+    inputs = torch.cat(data)
+    read = model.stem(inputs).relu()  # type: ignore[operator]
+    out = model.body(read)  # type: ignore[operator]
+    out.retain_grad()
+    model.fc(model.norm(out).relu().flatten(1)).sum().backward()  # type: ignore[operator]
+    place = next(place for place in found.places.values() if len(place.gains[0]) == 6)
+    torch.testing.assert_close(place.gains[0].float(), out.grad.square().sum((0, 2, 3)))  # type: ignore[union-attr]
+
+
+def test_permuting_units_permutes_importances() -> None:
+    model, graph, data = ready(models.PlainVgg)
+    before = secateurs.score(model, graph, ["reconstruction", "thinet"], data=data)
+    name = graph.groups[0].name
+    shuffled = torch.randperm(graph.groups[0].size)
+    with torch.no_grad():
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for part in graph.groups[0].slices:
+            tensor, places = tensors[part.parameter], torch.from_numpy(part.indices)
+            kept = tensor.index_select(part.dim, places[shuffled].flatten())
+            tensor.index_copy_(part.dim, places.flatten(), kept)
+    after = secateurs.score(model, graph, ["reconstruction", "thinet"], data=data)
+    for criterion in before:
+        torch.testing.assert_close(
+            after[criterion][name], before[criterion][name][shuffled], rtol=1e-4, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    "toy", [models.PlainVgg, models.ResidualStream, models.DenseBlock, models.SharedConv, models.FlattenHead]
+)
+def test_curves_rise_from_zero_and_a_budget_can_be_spent(toy: type[Toy]) -> None:
+    model, graph, data = ready(toy)
+    scores = secateurs.score(model, graph, "reconstruction", data=data)
+    assert scores.curves is not None
+    for group in graph.groups:
+        curve = scores.curves[group.name]
+        assert curve[0] == 0
+        assert bool((curve.diff() >= 0).all())
+        assert torch.equal(scores[group.name].sort().values[:-1], curve[1:].clamp(min=1e-300)) or bool(
+            (scores[group.name].sort().values[:-1] >= curve[1:]).all()
+        )
+    decided = secateurs.plan(graph, scores, secateurs.Budget(macs=0.5), allocation="error")
+    small = secateurs.apply(model, decided)
+    assert secateurs.verify(model, small, decided, data[0][:2]).ok
+
+
+def test_a_wide_reader_keeps_products_of_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, data = ready(OneOutput)
+    group = graph.by_name["body"]
+
+    def problems() -> list[Tensor]:
+        found = Consumers(graph, torch.device("cpu"), senses=True)
+        with scoring_mode(model):
+            for each in data:
+                found.read(Batch(model=model, inputs=each, targets=None, examples=len(each), loss_fn=None))
+        return [contributions(each) for each in found.regressions(group, centred=True)]
+
+    exact = problems()
+    monkeypatch.setattr(consumers, "_WIDEST", 100)
+    wide = problems()  # one output: every random combination of the outputs is the output
+    torch.testing.assert_close(wide, exact, rtol=1e-4, atol=1e-9)
+    scores = secateurs.score(model, graph, "reconstruction", data=data)
+    assert scores.curves is not None
+    assert bool((scores.curves["body"].diff() >= 0).all())
+
+
+def test_units_that_no_weight_reads_are_refused() -> None:
+    model, graph, data = ready(OnlyQueriesAndKeys)
+    for criterion in ("reconstruction", "thinet"):
+        scores = secateurs.score(model, graph, criterion, data=data)
+        assert list(scores) == ["first"]
+        assert "weights that read the units of group 'query'" in str(scores.missing["query"])
+
+
+def test_data_is_needed_and_no_loss() -> None:
+    model, graph, _ = ready(models.PlainVgg)
+    with pytest.raises(ScoreError, match="reconstruction needs activations, but data was not given"):
+        secateurs.score(model, graph, "reconstruction")
