@@ -92,6 +92,22 @@ class WeightNorm(Toy):
         return self.last(F.relu(self.second(F.relu(self.first(x)))))
 
 
+class TableAsAttribute(Toy):
+    """A table of positions that is neither parameter nor buffer; it must shrink too."""
+
+    PIXELS = (7, 5)
+    GROUPS = (units("embed", 8, "embed.weight:0", "read.weight:1", "embed.bias:0 table:2", kind="neuron"),)
+    MACS = 7 * (5 * 8 + 8 * 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.read = nn.Linear(5, 8), nn.Linear(8, 4)
+        self.table = torch.arange(56.0).reshape(1, 7, 8).sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(F.relu(self.embed(x) + self.table.detach().to(x, copy=True)))
+
+
 class BatchNormOfVectors(Toy):
     """A batch norm between linear layers."""
 

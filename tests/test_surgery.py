@@ -259,6 +259,37 @@ def test_a_buffer_that_is_not_saved_stays_unsaved() -> None:
     assert "scale" not in small.state_dict()
 
 
+class MadeAtTheFirstCall(nn.Module):
+    """A table that a module keeps from its first forward pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        if not hasattr(self, "table"):
+            self.table = torch.arange(1.0, 1.0 + h.shape[-1])[None].sqrt()
+        return self.last(h * self.table)
+
+
+@pytest.mark.parametrize("was_called", [False, True])
+def test_a_constant_is_cut_where_it_is_there_already(was_called: bool) -> None:
+    model, x = MadeAtTheFirstCall().eval(), torch.randn(2, 4)
+    if was_called:
+        model(x)
+    graph = secateurs.trace(model, x)
+    plan = Plan.of(graph, {"first": [0, 3]} if was_called else {})
+    fresh = MadeAtTheFirstCall().eval()
+    fresh.load_state_dict(model.state_dict())
+    for original in (model, fresh):  # the fingerprint is that of the architecture, with or without the table
+        small = secateurs.apply(original, plan)
+        assert small.first.out_features == (4 if was_called else 6)
+        if original is model:
+            assert secateurs.verify(original, small, plan, x).ok
+    assert [group.name for group in graph.groups] == (["first"] if was_called else [])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes_are_kept(dtype: torch.dtype) -> None:
     model = build(models.PlainVgg).to(dtype)

@@ -15,7 +15,7 @@ from secateurs.graph.building import GroupBuilder
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
-from secateurs.graph.groups import Graph, Group, Locked, Slice
+from secateurs.graph.groups import Graph, Group, Locked, Slice, fingerprint_of
 from secateurs.graph.rules import find_call_rule, find_rule, rule
 from secateurs.graph.running import Inputs, device_of, empty_copy, in_evaluation, recorded_values
 from secateurs.graph.tracing import Tracer
@@ -61,7 +61,8 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
                 f"{type(error).__name__}: {error}",
                 fix="check that model(inputs) runs",
             ) from error
-        builder = GroupBuilder(tracer, shapes_of(tensors_of(model)), batch_size(inputs))
+        shapes = shapes_of(tensors_of(model))
+        builder = GroupBuilder(tracer, shapes, batch_size(inputs), fingerprint_of(model))
         return prove(model, inputs, builder, tracer.passes)
 
 

@@ -22,7 +22,6 @@ from secateurs.graph.groups import (
     Role,
     Slice,
     UnitRead,
-    fingerprint,
     group_names,
 )
 from secateurs.graph.integers import Comparison
@@ -37,14 +36,16 @@ _POWERS = (1, -1, 0.5, -0.5, 2, 0.25, -0.25)
 class GroupBuilder:
     """Turns a finished trace into a `Graph`; can be called again after more labels were locked."""
 
-    def __init__(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
+    def __init__(
+        self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int, fingerprint: str
+    ) -> None:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
         self.values, self.device = tracer.values, tracer.device
         self.acts_on_calls = tracer.acts_on_calls
         self._pinned: set[float] = set()
         self._shapes = shapes
-        self._batch = batch
+        self._batch, self._fingerprint = batch, fingerprint
 
     def build(self) -> Graph:
         """The graph of what is not locked, without groups that the traced pass never computes."""
@@ -85,7 +86,7 @@ class GroupBuilder:
         return Graph(
             groups=groups,
             locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self.unit_factors(p.labels)),
-            fingerprint=fingerprint(self._shapes),
+            fingerprint=self._fingerprint,
             parameters=self._shapes,
             units=self._units,
             ties=ties,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -79,8 +79,32 @@ def _is_installed(package: str) -> bool:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; one that is shared under several names appears under its first."""
+    """Parameters, buffers and constants by name; one under several names appears under its first.
+
+    A constant is a tensor that a module holds as a plain attribute, such as a table of positions. It is cut
+    as a buffer is, but is no part of the ``state_dict``, and may be made by the first forward pass only.
+    """
     modules = modules_of(model)
+    found = _registered(modules)
+    known = set(map(id, found.values()))
+    for path, module in modules:
+        for name, value in module.__dict__.items():
+            if type(value) is Tensor and _is_constant(value) and id(value) not in known:
+                known.add(id(value))
+                found.setdefault(f"{path}.{name}" if path else name, value)
+    return found
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return tensor.dim() > 0 and tensor.is_leaf and tensor.is_floating_point()
+
+
+def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, also those that the ``state_dict`` leaves out."""
+    return _registered(modules_of(model))
+
+
+def _registered(modules: Sequence[tuple[str, nn.Module]]) -> dict[str, Tensor]:
     named: dict[int, tuple[str, Tensor]] = {}
     for held in ("_parameters", "_buffers"):
         for path, module in modules:

@@ -10,7 +10,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
+from secateurs.graph.copying import registered_tensors
 from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.counts import CountCondition, CountConstraint, CountSystem, Rescaling, SizeTie
 
@@ -122,7 +124,8 @@ class Graph:
         groups: The groups of units, in the order of the model's parameters.
         locked: Parameter dimensions that keep their length, with reasons.
         fingerprint: Hash of the names and shapes of all parameters and buffers.
-        parameters: Names and shapes of all parameters and buffers.
+        parameters: Names and shapes of all parameters, buffers and constants (tensors that modules hold as
+            plain attributes).
     """
 
     groups: tuple[Group, ...]
@@ -199,9 +202,14 @@ def removed_places(units: Sequence[Indices], gone: npt.NDArray[np.bool_], size: 
     return places
 
 
-def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
-    """A short hash of names and shapes, the same for every instance of one architecture."""
-    text = ";".join(f"{name}:{tuple(map(int, shape))}" for name, shape in sorted(shapes.items()))
+def fingerprint_of(model: nn.Module) -> str:
+    """A short hash of names and shapes of a model's parameters and buffers.
+
+    It is the same for every instance of one architecture: constants, which the first forward pass may make,
+    do not count.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in registered_tensors(model).items()}
+    text = ";".join(f"{name}:{shape}" for name, shape in sorted(shapes.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

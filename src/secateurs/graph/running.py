@@ -16,7 +16,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from secateurs.graph.copying import copy_model, drop_foreign_hooks, is_parameter, modules_of, tensors_of
+from secateurs.graph.copying import (
+    copy_model,
+    drop_foreign_hooks,
+    is_parameter,
+    modules_of,
+    registered_tensors,
+    tensors_of,
+)
 from secateurs.graph.exchange import write_out
 from secateurs.graph.operators import operator
 from secateurs.graph.recurrent import call_in_few_steps, steps_of
@@ -42,13 +49,13 @@ def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = No
         shapes: Other shapes for some parameters or buffers, by name.
     """
     empty: dict[str, Tensor] = {}
-    held = tensors_of(model)
+    held, registered = tensors_of(model), registered_tensors(model)
     for name, tensor in held.items():
         shape = (shapes or {}).get(name, tensor.shape)
         blank = torch.empty(shape, dtype=tensor.dtype, device="meta")
         if is_parameter(tensor):
             blank = nn.Parameter(blank, requires_grad=False)
-        elif not (tensor.is_meta or tensor.is_floating_point()):
+        elif not (tensor.is_meta or (tensor.is_floating_point() and name in registered)):
             with_value(blank, tensor.detach().cpu().clone())
         empty[name] = blank
     duplicate = copy_model(model, empty, held=held)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
-from secateurs.graph.copying import is_parameter, modules_of, tensors_of
+from secateurs.graph.copying import is_parameter, modules_of, registered_tensors, tensors_of
 from secateurs.graph.expressions import Attribute, Expression, Length
 from secateurs.graph.integers import Book, Statement, Traced, size_lists, traced_in, unflattened_sizes
 from secateurs.graph.labels import Dim, Labels
@@ -109,13 +109,14 @@ class Tracer(MetaMode):
         """
         attach_origins(model, self.book)
         self._watch_plain_norms(model)
+        registered = registered_tensors(model)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
             if not is_parameter(tensor):
                 self.buffers.add(name)
         self._one_pass(model, inputs)
         self.elsewhere = {place.parameter for place in self._unused()}
-        if self._unused():
+        if not self.elsewhere.isdisjoint(registered):
             evaluation = {name: list(getattr(self, name)) for name in _OF_EVALUATION}
             with contextlib.suppress(Exception):  # the other mode need not run, on meta or at all
                 self._one_pass(model.train(not model.training), inputs)

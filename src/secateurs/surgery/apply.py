@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from secateurs.errors import ApplyError
 from secateurs.graph.attributes import restate_sizes
-from secateurs.graph.copying import copy_model, tensors_of
+from secateurs.graph.copying import copy_model, registered_tensors, tensors_of
 from secateurs.graph.exchange import fold_where_possible, write_out
-from secateurs.graph.groups import fingerprint
+from secateurs.graph.groups import fingerprint_of
 from secateurs.graph.origins import set_integer
-from secateurs.planning.plan import Plan, RowScale
+from secateurs.planning.plan import AxisCut, Plan, RowScale
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
@@ -52,7 +52,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         )
     """
     tensors = tensors_of(model)
-    check_fits(tensors, plan)
+    check_fits(model, plan)
     small = _slices(tensors, plan)
     result = model if inplace else copy_model(model, small, held=tensors)
     if inplace:
@@ -67,15 +67,16 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     return result
 
 
-def check_fits(tensors: dict[str, Tensor], plan: Plan) -> None:
+def check_fits(model: nn.Module, plan: Plan) -> None:
     """Refuse a plan for another architecture.
 
     Raises:
         ApplyError: Names or shapes differ from those that the plan was made for.
     """
-    found = fingerprint({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    found = fingerprint_of(model)
     if found == plan.fingerprint:
         return
+    tensors = registered_tensors(model)
     for axis in plan.axes:
         tensor = tensors.get(axis.parameter)
         if tensor is None:
@@ -95,10 +96,24 @@ def check_fits(tensors: dict[str, Tensor], plan: Plan) -> None:
     )
 
 
+def axes_present(tensors: Mapping[str, Tensor], axes: Sequence[AxisCut]) -> list[AxisCut]:
+    """The axes of a plan that fits, without those of constants that this model has not made yet.
+
+    Such a table is made by `forward` when it is first called, in the size that is asked for then.
+    """
+    return [
+        axis
+        for axis in axes
+        if (tensor := tensors.get(axis.parameter)) is not None
+        and axis.dim < tensor.dim()
+        and tensor.shape[axis.dim] == axis.size
+    ]
+
+
 def _slices(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     kept: dict[str, list[tuple[int, Tensor]]] = {}
     known: dict[tuple[int, int], Tensor] = {}  # dimensions that are cut alike may hold the same tuple
-    for axis in plan.axes:
+    for axis in axes_present(tensors, plan.axes):
         key = (axis.size, id(axis.removed))
         if key not in known:
             places = np.delete(np.arange(axis.size), np.asarray(axis.removed, np.int64))

@@ -174,7 +174,9 @@ class Places:
         self._dims = {(place.parameter, place.dim): place.labels for place in tracer.parameter_dims}
         self._lost = {key: np.zeros(dim.size, np.bool_) for key, dim in self._dims.items()}
         for axis in axes:
-            self._lost[axis.parameter, axis.dim][list(axis.removed)] = True
+            lost = self._lost.get((axis.parameter, axis.dim))
+            if lost is not None and len(lost) == axis.size:  # else a constant that is not made yet
+                lost[list(axis.removed)] = True
         factors = {key: self._labels.resolve(dim).factors for key, dim in self._dims.items()}
         self._gone = np.zeros(len(self._labels), np.bool_)
         for key, each in factors.items():

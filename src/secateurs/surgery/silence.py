@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.planning.plan import AxisCut, Plan
-from secateurs.surgery.apply import check_fits
+from secateurs.surgery.apply import axes_present, check_fits
 
 
 def silenced(model: nn.Module, plan: Plan) -> nn.Module:
@@ -40,14 +40,14 @@ def silenced(model: nn.Module, plan: Plan) -> nn.Module:
         True
     """
     tensors = tensors_of(model)
-    check_fits(tensors, plan)
+    check_fits(model, plan)
     return copy_model(model, zeroed(tensors, plan.axes), share=True)
 
 
 def zeroed(tensors: Mapping[str, Tensor], axes: Iterable[AxisCut]) -> dict[str, Tensor]:
     """The tensors that are zeroed in part to silence the units: consumers' weights above all."""
     changed: dict[str, Tensor] = {}
-    for axis in axes:
+    for axis in axes_present(tensors, list(axes)):
         if axis.silenced:
             tensor = changed.get(axis.parameter)
             tensor = tensors[axis.parameter].detach().clone() if tensor is None else tensor

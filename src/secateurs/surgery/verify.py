@@ -133,7 +133,7 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
         >>> report.ok, report.way, report.mixed
         (True, 'gathered', {'0': 'layer normalisation'})
     """
-    check_fits(tensors_of(original), plan)
+    check_fits(original, plan)
     mixed = {group.name: group.mixed_by for group in plan.groups if group.mixed_by}
     without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs)
     after = run_wide(pruned, inputs, "the pruned model")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateurs.criteria.protocol import unit_sums
 from secateurs.errors import TrainingError
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.groups import Graph, Group, Slice, fingerprint
+from secateurs.graph.groups import Graph, Group, Slice, fingerprint_of
 from secateurs.planning.limits import candidates
 from secateurs.planning.ranking import Scope
 from secateurs.recovery.regularizer import Regularizer
@@ -51,7 +51,7 @@ class Sparsifier(Regularizer):
         Raises:
             TrainingError: Names or shapes of the model's tensors are not those of the graph.
         """
-        found = fingerprint({name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()})
+        found = fingerprint_of(model)
         if found != self.graph.fingerprint:
             raise TrainingError(
                 f"{self.name} was given the graph of another model: its fingerprint is "
