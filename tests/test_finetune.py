@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
@@ -16,7 +13,6 @@ from accelerate.state import GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import secateurs
 from secateurs.errors import SecateursError, TrainingError, UnknownNameError
 from secateurs.progress import Event, State
 from secateurs.recovery import History, Recipe, finetune
@@ -300,54 +296,26 @@ def test_nothing_to_train_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", -1), ("lr", 0.0), ("lr", float("nan")), ("momentum", 1.0), ("clip_norm", 0.0)],
+    [
+        *(("epochs", -1), ("lr", 0.0), ("lr", float("nan")), ("momentum", 1.0), ("clip_norm", 0.0)),
+        *(("accumulate", 0), ("mixup", -1.0), ("ema", 1.0), ("patience", 0), ("lr_factor", 1.0)),
+        *(("lr_steps", (0.5, 0.5)), ("lr_steps", (0.5, 1.0)), ("distill_features", float("nan"))),
+        *(("checkpoint_minutes", -1.0), ("lr_steps", (0.0, 0.5))),
+    ],
 )
-def test_a_recipe_checks_itself(field: str, value: float) -> None:
-    with pytest.raises(TrainingError, match=f"must hold, got {field}={value}"):
+def test_a_recipe_checks_itself(field: str, value: Any) -> None:
+    with pytest.raises(TrainingError, match=re.escape(f"must hold, got {field}={value}")):
         Recipe(**{field: value})  # type: ignore[arg-type]
 
 
 def test_unknown_names_are_met_with_the_known() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'adamw'"):
         Recipe(optimizer="adam")
-    with pytest.raises(UnknownNameError, match="unknown schedule 'step'"):
-        Recipe(schedule="step")
+    with pytest.raises(UnknownNameError, match="unknown schedule 'stair'"):
+        Recipe(schedule="stair")
 
 
 def test_a_history_survives_json() -> None:
     events: list[Event] = []
     history = finetune(network(), batches(), lambda _: 0.5, recipe=Recipe(epochs=2), observer=events.append)
     assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
-
-
-TWO_PROCESSES = """
-from pathlib import Path
-
-from accelerate import Accelerator
-from test_finetune import DataLoader, Recipe, data, finetune, network
-
-model, held_out = network(), list(DataLoader(data(), batch_size=16))
-history = finetune(model, DataLoader(data(), batch_size=8, shuffle=True), held_out, recipe=Recipe(epochs=3))
-total = sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
-here = Accelerator()
-text = f"{here.num_processes} {total} {history.best} {[epoch.loss for epoch in history.epochs]}"
-Path(f"result-{here.process_index}").write_text(text)
-"""
-
-
-@pytest.mark.slow
-def test_processes_end_with_the_same_model(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(TWO_PROCESSES)
-    places = [str(Path(secateurs.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(places),
-        "ACCELERATE_USE_CPU": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, str(script)], env=environment, cwd=tmp_path, capture_output=True, check=True)
-    first, second = (path.read_text() for path in sorted(tmp_path.glob("result-*")))
-    assert first == second
-    assert first.startswith("2 ")

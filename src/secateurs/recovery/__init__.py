@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from secateurs.recovery.distill import distillation_loss
 from secateurs.recovery.finetune import finetune
-from secateurs.recovery.recipe import Epoch, History, Recipe
+from secateurs.recovery.history import Epoch, History
+from secateurs.recovery.optimizer import carry_optimizer
+from secateurs.recovery.recipe import Recipe
 from secateurs.recovery.reconstruct import Refit, reconstruct
 from secateurs.recovery.regularizer import Regularizer
 from secateurs.recovery.repair import Repair, Repaired, repair
@@ -17,6 +19,7 @@ __all__ = [
     "Regularizer",
     "Repair",
     "Repaired",
+    "carry_optimizer",
     "distillation_loss",
     "finetune",
     "reconstruct",

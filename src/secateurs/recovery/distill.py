@@ -12,6 +12,8 @@ from torch.nn.functional import kl_div, log_softmax
 
 from secateurs.errors import TrainingError
 from secateurs.graph.running import call_model, modes_kept
+from secateurs.planning.plan import Plan
+from secateurs.recovery.features import Features
 from secateurs.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,25 +62,40 @@ class Lessons:
 
     Args:
         teacher: The network to learn from, in evaluation mode and on the device of the batches.
-        recipe: Says how much its outputs count, and how soft they are.
+        recipe: Says how much its outputs and features count, and how soft the outputs are.
         engine: Runs it in the precision of the training.
+        features: Where the two networks are compared inside.
     """
 
-    def __init__(self, teacher: nn.Module, recipe: Recipe, engine: Accelerator) -> None:
-        self.teacher, self.recipe, self.engine = teacher, recipe, engine
+    def __init__(
+        self, teacher: nn.Module, recipe: Recipe, engine: Accelerator, features: Features | None
+    ) -> None:
+        self.teacher, self.recipe, self.engine, self.features = teacher, recipe, engine, features
 
-    def mix(self, loss: Tensor, outputs: Any, inputs: Any) -> Tensor:
-        """``(1 - distill) * loss + distill * distillation_loss`` for one batch."""
+    def begin(self) -> None:
+        """Called before the network that learns sees a batch."""
+        if self.features is not None:
+            self.features.forget()
+
+    def mix(self, loss: Tensor | None, outputs: Any, inputs: Any) -> Tensor:
+        """``(1 - distill) * loss + distill * distillation_loss`` for one batch, and the features' difference.
+
+        Without targets there is no loss to mix with: the teacher's part is then all of it.
+        """
         with torch.no_grad(), self.engine.autocast():
             taught = logits_of(call_model(self.teacher, inputs)).float()
-        share = self.recipe.distill
-        lesson = distillation_loss(logits_of(outputs), taught, self.recipe.temperature)
-        return (1 - share) * loss + share * lesson
+        share = self.recipe.distill if loss is not None else 1.0
+        total = (1 - share) * loss if loss is not None else torch.zeros((), device=taught.device)
+        if self.recipe.distill:
+            total = total + share * distillation_loss(logits_of(outputs), taught, self.recipe.temperature)
+        if self.features is not None:
+            total = total + self.recipe.distill_features * self.features.difference()
+        return total
 
 
 @contextlib.contextmanager
 def lessons(
-    teacher: nn.Module | None, model: nn.Module, recipe: Recipe, engine: Accelerator
+    teacher: nn.Module | None, model: nn.Module, plan: Plan | None, recipe: Recipe, engine: Accelerator
 ) -> Iterator[Lessons | None]:
     """A teacher made ready for training ``model``, and afterwards as it was, where it was.
 
@@ -86,22 +103,29 @@ def lessons(
         TrainingError: The recipe asks for a teacher and there is none, or the other way round.
     """
     if teacher is None:
-        if recipe.distill:
-            raise TrainingError(
-                f"distill={recipe.distill} needs a teacher", fix="finetune(..., teacher=unpruned_model)"
-            )
+        if recipe.needs_teacher:
+            given = f"distill={recipe.distill}, distill_features={recipe.distill_features}"
+            raise TrainingError(f"{given} needs a teacher", fix="finetune(..., teacher=unpruned_model)")
         yield None
         return
-    if not recipe.distill:
+    if not recipe.needs_teacher:
         raise TrainingError("a teacher has no effect with distill=0", fix="Recipe(distill=0.5)")
     if teacher is model:
         raise TrainingError("a network cannot be its own teacher", fix="teacher=copy.deepcopy(model)")
+    if recipe.distill_features and plan is None:
+        raise TrainingError(
+            f"distill_features={recipe.distill_features} needs the cut between the two networks",
+            fix="finetune(..., teacher=unpruned_model, plan=plan)",
+        )
     home = next((parameter.device for parameter in teacher.parameters()), engine.device)
+    features = Features(teacher, model, plan) if plan is not None and recipe.distill_features else None
     with modes_kept(teacher):
         try:
-            yield Lessons(teacher.to(engine.device).eval(), recipe, engine)
+            yield Lessons(teacher.to(engine.device).eval(), recipe, engine, features)
         finally:
             teacher.to(home)
+            if features is not None:
+                features.close()
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from secateurs.errors import TrainingError
 from secateurs.graph.running import modes_kept
 from secateurs.recovery.recipe import Recipe
 
@@ -19,34 +20,65 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def prepared(model: nn.Module, accelerator: Accelerator | None) -> Iterator[tuple[Accelerator, nn.Module]]:
+def prepared(
+    model: nn.Module, accelerator: Accelerator | None, precision: str | None
+) -> Iterator[tuple[Accelerator, nn.Module]]:
     """The model as accelerate runs it, and afterwards as it was, where it was."""
-    from accelerate import Accelerator
+    with _engine(accelerator, precision) as engine:
+        device = next(model.parameters()).device
+        attributes = set(vars(model))
+        try:
+            yield engine, engine.prepare_model(model)
+        finally:
+            engine.unwrap_model(model, keep_fp32_wrapper=False)
+            for name in set(vars(model)) - attributes:
+                delattr(model, name)
+            model.to(device)
 
-    engine = accelerator or Accelerator()
-    device = next(model.parameters()).device
-    attributes = set(vars(model))
+
+@contextlib.contextmanager
+def _engine(accelerator: Accelerator | None, precision: str | None) -> Iterator[Accelerator]:
+    """The caller's engine, or one of our own, for which accelerate's global state is put back afterwards.
+
+    Raises:
+        TrainingError: The caller's engine, or this machine, does not do the precision that was asked for.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if accelerator is not None:
+        if precision not in (None, accelerator.mixed_precision):
+            message = f"the recipe asks for precision={precision!r}, the accelerator is for "
+            raise TrainingError(
+                f"{message}{accelerator.mixed_precision!r}", fix=f"Accelerator(mixed_precision={precision!r})"
+            )
+        yield accelerator
+        return
+    shared = AcceleratorState._shared_state  # one for the whole process, and one precision in it
+    before = dict(shared)
+    shared.clear()
     try:
-        yield engine, engine.prepare_model(model)
+        try:
+            engine = Accelerator(mixed_precision=precision)
+        except ValueError as error:
+            raise TrainingError(f"precision={precision!r} cannot be used here: {error}") from error
+        yield engine
     finally:
-        engine.unwrap_model(model, keep_fp32_wrapper=False)
-        for name in set(vars(model)) - attributes:
-            delattr(model, name)
-        model.to(device)
+        shared.clear()
+        shared.update(before)
 
 
 @contextlib.contextmanager
 def nothing_else_changed(model: nn.Module, batches: object) -> Iterator[None]:
     """Put back the mode of every module, all random states, and take away the gradients."""
-    generator = getattr(batches, "generator", None)
-    kept = generator.get_state() if generator is not None else None
+    kept = [(generator, generator.get_state()) for generator in _generators(batches)]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
         with modes_kept(model), torch.random.fork_rng(devices=devices):
             yield
     finally:
-        if generator is not None and kept is not None:
-            generator.set_state(kept)
+        for generator, state in kept:
+            generator.set_state(state)
         for parameter in model.parameters():
             parameter.grad = None
 
@@ -54,9 +86,15 @@ def nothing_else_changed(model: nn.Module, batches: object) -> Iterator[None]:
 def seed_everything(seed: int, batches: object) -> None:
     """Torch's random numbers, and those of a loader that has a generator of its own."""
     torch.manual_seed(seed)
-    generator = getattr(batches, "generator", None)
-    if generator is not None:
+    for generator in _generators(batches):
         generator.manual_seed(seed)
+
+
+def _generators(batches: object) -> list[torch.Generator]:
+    """Those of a loader and of its sampler, if they have any."""
+    holders = (batches, getattr(batches, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def training_mode(model: nn.Module, recipe: Recipe) -> None:
@@ -72,11 +110,14 @@ def training_mode(model: nn.Module, recipe: Recipe) -> None:
 def on_device(data: Iterable[Any], engine: Accelerator) -> Generator[Any, None, None]:
     """The batches where the model is; a loader is shared out among the processes."""
     if isinstance(data, DataLoader):
+        own = getattr(data.sampler, "generator", None)
         prepared = engine.prepare_data_loader(data)
         try:
             yield from prepared
         finally:
             prepared.end()  # else accelerate's global state would keep a loader that was left early
+            if own is None and hasattr(data.sampler, "generator"):
+                data.sampler.generator = None  # accelerate's, which would go on in the next epoch
         return
     from accelerate.utils import send_to_device
 
@@ -84,13 +125,23 @@ def on_device(data: Iterable[Any], engine: Accelerator) -> Generator[Any, None, 
         yield send_to_device(batch, engine.device)
 
 
-def agreed(total: float, samples: int, model: nn.Module, engine: Accelerator) -> float:
-    """The mean loss over all processes, which also take over the first one's running statistics."""
+def summed(numbers: list[float], engine: Accelerator) -> list[float]:
+    """Each number added up over all processes."""
     if engine.num_processes == 1:
-        return total / samples
-    from accelerate.utils import broadcast
+        return numbers
+    both = engine.reduce(torch.tensor(numbers, dtype=torch.float64, device=engine.device), "sum")
+    return [float(number) for number in both]
 
-    for buffer in model.buffers():
-        broadcast(buffer)
-    both = engine.reduce(torch.tensor([total, samples], dtype=torch.float64, device=engine.device), "sum")
-    return float(both[0] / both[1])
+
+def agree(model: nn.Module, engine: Accelerator) -> None:
+    """All processes take over the running statistics of the first."""
+    if engine.num_processes > 1:
+        from accelerate.utils import broadcast
+
+        for buffer in model.buffers():
+            broadcast(buffer)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -65,6 +66,20 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     restate_sizes(result)
     fold_where_possible(result, heads)
     return result
+
+
+def cut_alike(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Tensors that are laid out as parameters are, such as momentum, without the entries that leave.
+
+    Args:
+        tensors: By the name of the parameter; none is changed.
+        plan: What leaves. What it rescales is not rescaled here.
+
+    Returns:
+        The same names; what the plan does not cut is the tensor given.
+    """
+    axes = tuple(axis for axis in plan.axes if axis.parameter in tensors)
+    return {**tensors, **_slices(dict(tensors), replace(plan, axes=axes, rescaled=()))}
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:

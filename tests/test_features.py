@@ -1,0 +1,104 @@
+"""Distillation inside the network: where it compares, what it measures, that it teaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs
+from secateurs.errors import TrainingError
+from secateurs.planning import Plan
+from secateurs.recovery import Recipe, finetune
+from secateurs.recovery.features import Features, boundaries
+from test_finetune import assert_same, state_of
+
+
+class StemAndTwoReaders(nn.Module):
+    """One cut group with two readers, one of which is cut itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.left = nn.Conv2d(8, 6, 3, padding=1)
+        self.right = nn.Conv2d(8, 5, 1)
+        self.fc = nn.Linear(11, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = torch.cat([self.left(x), self.right(x)], 1).relu()
+        scores: Tensor = self.fc(x.mean((2, 3)))
+        return scores
+
+
+def cut_pair() -> tuple[nn.Module, nn.Module, Plan]:
+    torch.manual_seed(0)
+    net = StemAndTwoReaders().eval()
+    graph = secateurs.trace(net, torch.zeros(1, 3, 6, 6))
+    cut = Plan.of(graph, {"stem": [0, 3, 5], "left": [1]})
+    return net, secateurs.apply(net, cut), cut
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_compares_behind_each_group_what_both_have() -> None:
+    net, _, cut = cut_pair()
+    kept = {name: places.tolist() for name, places in boundaries(net, cut).items()}
+    assert kept == {"left": [0, 2, 3, 4, 5], "right": [0, 1, 2, 3, 4], "fc": [0, 1, 2, 3]}
+
+
+def by_hand(net: Any, small: Any, x: Tensor) -> float:
+    """The three differences with the layers called one by one."""
+    old, new = net.norm(net.stem(x)).relu(), small.norm(small.stem(x)).relu()
+    ends = [torch.cat([m.left(h), m.right(h)], 1).relu().mean((2, 3)) for m, h in ((net, old), (small, new))]
+    pairs = [
+        (net.left(old)[:, [0, 2, 3, 4, 5]], small.left(new)),
+        (net.right(old), small.right(new)),
+        (net.fc(ends[0]), small.fc(ends[1])),
+    ]
+    return sum(float((a - b).square().sum() / a.square().sum()) for a, b in pairs) / 3
+
+
+def test_the_difference_is_the_one_written_out() -> None:
+    net, small, cut = cut_pair()
+    features, x = Features(net, small, cut), images()
+    with torch.no_grad():
+        net(x), small(x)
+        assert features.difference().item() == pytest.approx(by_hand(net, small, x), rel=1e-5)
+    features.close()
+
+
+def test_training_brings_the_features_together() -> None:
+    net, small, cut = cut_pair()
+    with torch.no_grad():
+        before = by_hand(net, small, images())
+    recipe = Recipe(epochs=40, lr=0.02, distill_features=1.0, freeze_bn=True)
+    finetune(small, [images()], recipe=recipe, teacher=net, plan=cut)
+    with torch.no_grad():
+        assert by_hand(net, small, images()) < 0.6 * before
+
+
+def test_hooks_are_gone_and_the_teacher_is_as_it_was() -> None:
+    net, small, cut = cut_pair()
+    before = state_of(net)
+    finetune(small, [images()], recipe=Recipe(epochs=1, distill_features=1.0), teacher=net, plan=cut)
+    assert not any(module._forward_hooks for each in (net, small) for module in each.modules())
+    assert_same(state_of(net), before)
+
+
+def test_what_it_needs_is_said() -> None:
+    net, small, _ = cut_pair()
+    recipe = Recipe(epochs=1, distill_features=0.5)
+    with pytest.raises(TrainingError, match=r"distill_features=0\.5 needs a teacher"):
+        finetune(small, [images()], recipe=recipe)
+    with pytest.raises(TrainingError, match=r"distill_features=0\.5 needs the cut between"):
+        finetune(small, [images()], recipe=recipe, teacher=net)
+    empty = Plan.of(secateurs.trace(net, images(1)), {})
+    with pytest.raises(TrainingError, match="there are no features to compare"):
+        finetune(small, [images()], recipe=recipe, teacher=net, plan=empty)
+    assert not any(module._forward_hooks for module in (*net.modules(), *small.modules()))
