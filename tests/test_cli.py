@@ -139,7 +139,7 @@ def test_bench_prints_a_table() -> None:
         (["prune", "trained", "--shares", "half"], 2, "shares are patterns with what remains, got 'half'"),
         (["prune", "trained", "--remove", 5, "--min-units", "few"], 2, "a share, got 'few'"),
         (["prune", "trained", "--remove", 5, "--selection", "gredy"], 2, "did you mean 'greedy'"),
-        (["prune", "trained", "--target", "half"], 2, "a target is a name and a share, got 'half'"),
+        (["prune", "trained", "--target", "half"], 2, "--target is a name and a share, got 'half'"),
         (["prune", "trained", "--remove", 5, "--criterion", "tailor"], 2, "did you mean 'taylor'"),
         (["prune", "trained", "--remove", 5, "--scope", "galactic"], 2, "scope is 'global' or 'local'"),
         (["prune", "trained", "--remove", 5, "--data", "nowhere"], 2, "nowhere"),
@@ -151,7 +151,12 @@ def test_bench_prints_a_table() -> None:
             "`0 <= distill <= 1` must hold, got distill=1.5",
         ),
         (["prune", "trained", "--remove", 5, "--temperature", 0], 2, "`0 < temperature` must hold"),
-        (["prune", "trained", "--remove", 5, "--reconstruct-images", 0], 2, "--reconstruct-images"),
+        (["prune", "trained", "--remove", 5, "--repair-images", 0], 2, "--repair-images"),
+        (["prune", "trained", "--remove", 5, "--repair", "batchnorm"], 2, "did you mean 'batch-norm'"),
+        (["prune", "trained", "--remove", 5, "--lr-steps", "half"], 2, "--lr-steps is shares such as"),
+        (["prune", "trained", "--remove", 5, "--until", "0.01"], 2, "--until is a name and a share"),
+        (["recover", "trained"], 2, "which cuts nothing to recover from"),
+        (["recover", "nowhere"], 2, "nowhere does not exist"),
         (["prune", "trained", "--remove", 5, "--kinds", "chanel"], 1, "no group is left to cut"),
         (["prune", "trained", "--remove", 5000], 1, "5000 units cannot leave: at most"),
         (["prune", "trained", "--target", "macs=0.0001"], 1, "macs=0.0001 is out of reach"),
@@ -232,7 +237,7 @@ def test_an_interrupt_says_how_to_go_on(images: Path, monkeypatch: pytest.Monkey
     assert "--resume" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "prune", "inspect", "bench"])
+@pytest.mark.parametrize("command", ["demo", "train", "prune", "recover", "inspect", "bench"])
 def test_help_has_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

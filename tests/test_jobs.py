@@ -241,6 +241,18 @@ def test_refusals(trained: Path, images: Path, tmp_path: Path) -> None:
         pruning(trained, target=("macs", 50.0))
     with pytest.raises(BudgetError, match="iterations >= 1"):
         pruning(trained, iterations=0)
+    with pytest.raises(SecateursError, match="unknown repair 'reconstuct'; did you mean 'reconstruct'"):
+        pruning(trained, repair="reconstuct")
+    with pytest.raises(SecateursError, match="unknown pace 'geometrical'; did you mean 'geometric'"):
+        pruning(trained, pace="geometrical")
+    with pytest.raises(BudgetError, match="one-shot is one iteration, got iterations=2"):
+        pruning(trained, pace="one-shot")
+    with pytest.raises(BudgetError, match="pace='linear' has no effect: remove=3 is the same"):
+        pruning(trained, remove=3, target=None, pace="linear")
+    with pytest.raises(SecateursError, match="unknown stopping rule 'accuracy'"):
+        pruning(trained, until=("accuracy", 0.1))
+    with pytest.raises(BudgetError, match=r"`0 <= accuracy-drop < 1` must hold, got accuracy-drop=1\.0"):
+        pruning(trained, until=("accuracy-drop", 1.0))
 
 
 def test_other_classes_are_refused(trained: Path, images: Path, tmp_path: Path) -> None:
@@ -302,14 +314,14 @@ def interrupted_at(write: int, after: bool, monkeypatch: pytest.MonkeyPatch, job
 def test_healing_by_the_unpruned_network_changes_the_weights_alone(
     trained: Path, tmp_path: Path, healing: str
 ) -> None:
-    usual = pruning(trained, iterations=1, final_epochs=0, recipe=replace(FAST, epochs=1))
+    usual = pruning(trained, iterations=1, final_epochs=0, recipe=replace(FAST, epochs=1), repair="none")
     plain = saved(prune_job(usual, tmp_path / "plain").path)
     recipe = replace(usual.recipe, distill=0.5)
-    other = replace(usual, recipe=recipe) if healing == "distil" else replace(usual, reconstruct_images=20)
+    other = replace(usual, recipe=recipe) if healing == "distil" else replace(usual, repair="reconstruct")
     healed = prune_job(other, tmp_path / "healed")
     assert saved(healed.path)["plan-01.json"] == plain["plan-01.json"]
     assert saved(healed.path)["model.safetensors"] != plain["model.safetensors"]
-    assert ("accuracy_refitted" in healed.iterations[0]) == (healing == "reconstruct")
+    assert ("accuracy_repaired" in healed.iterations[0]) == (healing == "reconstruct")
 
 
 def test_training_from_nothing_has_no_teacher(images: Path) -> None:
@@ -321,8 +333,8 @@ def test_training_from_nothing_has_no_teacher(images: Path) -> None:
 def test_stopped_at_any_file_a_job_ends_alike(
     images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    recipe = replace(FAST, epochs=1, optimizer="adamw", lr=0.01, distill=0.5)
-    settings = pruning(trained, recipe=recipe, reconstruct_images=20)
+    recipe = replace(FAST, epochs=1, optimizer="adamw", lr=0.01, distill=0.5, ema=0.9, checkpoint_minutes=0)
+    settings = pruning(trained, recipe=recipe, repair_images=20)
     expected = saved(prune_job(settings, tmp_path / "whole").path)
     write = 0
     while True:

@@ -12,7 +12,8 @@ SecateursError
 ├── DataError         a data set is missing, empty or inconsistent
 ├── ModelError        a model cannot be built or its weights do not fit
 ├── RunError          a run directory is missing, foreign or damaged
-├── TrainingError     training diverged
+├── TrainingError     training was refused or diverged
+│   └── TrainingStoppedError  it went wrong on the way; the model has its best weights
 └── UnknownNameError  a name that nothing is registered under
 ```
 """
@@ -21,6 +22,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secateurs.recovery.history import History
 
 
 class SecateursError(Exception):
@@ -89,6 +94,16 @@ class RunError(SecateursError):
 
 class TrainingError(SecateursError):
     """Training diverged or could not go on."""
+
+
+class TrainingStoppedError(TrainingError):
+    """Training went wrong on the way: it diverged, or ran out of memory. The model has its best weights.
+
+    Attributes:
+        history: What happened until then, if anything was measured.
+    """
+
+    history: History | None = None
 
 
 class UnknownNameError(SecateursError):

@@ -13,12 +13,15 @@ from secateurs.criteria.greedy import greedy
 from secateurs.criteria.normalizations import Normalization
 from secateurs.criteria.protocol import Scores
 from secateurs.criteria.scoring import AnyCriterion, score
-from secateurs.errors import BudgetError, UnknownNameError
+from secateurs.errors import BudgetError, TrainingError, UnknownNameError
 from secateurs.graph import Graph, Inputs, trace
 from secateurs.planning.budgets import Budget, Remove
 from secateurs.planning.limits import Least, Limits, candidates, still_there
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import Scope, plan
+from secateurs.planning.schedules import Pace, paced_share
+from secateurs.recovery.repair import WAYS, Repair
+from secateurs.recovery.repair import repair as heal
 from secateurs.surgery.apply import apply
 from secateurs.surgery.verify import VerifyReport, verify
 
@@ -38,6 +41,7 @@ class Step:
         scores: The importances that decided.
         graph: The graph that was cut.
         verified: The proof that the cut was right.
+        repaired: What the repair did, if one was asked for.
     """
 
     number: int
@@ -46,6 +50,7 @@ class Step:
     scores: Scores
     graph: Graph
     verified: VerifyReport
+    repaired: Repair | None = None
 
 
 def prune_steps(
@@ -66,6 +71,9 @@ def prune_steps(
     allocation: Mapping[str, int] | None = None,
     selection: Selection = "independent",
     normalization: Normalization = None,
+    pace: Pace = "geometric",
+    repair: str = "none",
+    repair_data: Iterable[Any] | None = None,
 ) -> Iterator[Step]:
     """Prune in steps: rank, cut, verify, hand over; and again when the caller asks for the next.
 
@@ -74,7 +82,7 @@ def prune_steps(
         inputs: Example inputs, with real values for the verification.
         criterion: How units are ranked; ranked anew in every step.
         budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between
-            are spaced geometrically; a `Remove` is the number of units that leave in *each* step. None where
+            follow `pace`; a `Remove` is the number of units that leave in *each* step. None where
             `shares` or `allocation` say it.
         steps: Number of steps.
         data: Batches for criteria that need data.
@@ -90,6 +98,10 @@ def prune_steps(
             ``"independent"`` of other groups or ``"greedy"`` (see `secateurs.criteria.greedy`); or a function
             ``(model, graph, plan) -> plan`` that chooses again.
         normalization: See `score`.
+        pace: How a `Budget`, and what is given for single groups, is spread over the steps: ``"geometric"``,
+            ``"linear"``, ``"cubic"`` or ``"one-shot"``; see `secateurs.planning.paced_share`.
+        repair: What heals each cut before it is handed over, as `secateurs.recovery.repair` takes it.
+        repair_data: Batches that the repair looks at, labelled or not; `data` if None.
 
     Yields:
         A `Step`; whatever is done to ``step.model`` before the next one counts.
@@ -97,6 +109,7 @@ def prune_steps(
     Raises:
         BudgetError: The budget is out of reach, or `steps` is not positive.
         VerifyError: A cut was wrong.
+        TrainingError: There are no images to repair with.
 
     Example:
         >>> import torch
@@ -110,6 +123,13 @@ def prune_steps(
     """
     if steps < 1:
         raise BudgetError(f"steps >= 1 must hold, got steps={steps}")
+    if repair not in WAYS:
+        raise UnknownNameError("repair", repair, WAYS)
+    examples = data if repair_data is None else repair_data
+    if repair != "none" and examples is None:
+        raise TrainingError(f"repair={repair!r} needs images", fix="prune_steps(..., repair_data=batches)")
+    if pace == "one-shot" and steps > 1:
+        raise BudgetError(f"one-shot is one step, got steps={steps}", fix="steps=1")
     if isinstance(selection, str) and selection not in SELECTIONS:
         raise UnknownNameError("selection", selection, SELECTIONS)
     current, graph = model, trace(model, inputs)
@@ -122,10 +142,10 @@ def prune_steps(
         scores = score(current, graph, criterion, data=data, loss_fn=loss_fn, normalization=normalization)
         here = budget
         if isinstance(budget, Budget):
-            goal = budget.share ** (number / steps)
+            goal = paced_share(pace, number / steps, budget.share)
             here = now.budget_for(budget.quantity, goal, whole)
         left = still_there(graph, skip) if number > 1 else skip
-        kept, least = limits.within(candidates(graph, kinds=kinds, skip=left), number / steps)
+        kept, least = limits.within(candidates(graph, kinds=kinds, skip=left), number / steps, pace)
         decided = plan(
             graph,
             scores,
@@ -142,7 +162,18 @@ def prune_steps(
             decided = selection(current, graph, decided)
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()
-        yield Step(number=number, model=smaller, plan=decided, scores=scores, graph=graph, verified=report)
+        healed = None
+        if repair != "none":
+            healed = heal(current, smaller, decided, examples or (), how=repair)
+        yield Step(
+            number=number,
+            model=smaller,
+            plan=decided,
+            scores=scores,
+            graph=graph,
+            verified=report,
+            repaired=healed,
+        )
         current = smaller
         if number < steps:
             graph = trace(current, inputs)

@@ -5,6 +5,7 @@ config.json         what was asked for, resolved, with versions and machine
 events.jsonl        what happened, a line an event
 plan-01.json ...    the cuts, in the order in which they were made
 state.json          while the job runs: where it stands; names the tensor file that belongs to it
+last-good.safetensors while a job runs that may undo its last cut: the model before it
 iterations.json     what each cut removed, and accuracy before and after each fine-tune
 model.safetensors   the weights of the result, with the number of its plans
 metrics.json        {"before": {...}, "after": {...}}, written last: a run that has it is finished
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _CONFIG, _EVENTS, _STATE = "config.json", "events.jsonl", "state.json"
+_GOOD = "last-good.safetensors"
 _MODEL, _METRICS, _TABLE, _LOCK = "model.safetensors", "metrics.json", "iterations.json", ".lock"
 
 
@@ -158,8 +160,25 @@ class Run:
     def drop_state(self) -> None:
         """Remove the state of a job that is finished."""
         (self.path / _STATE).unlink(missing_ok=True)
+        (self.path / _GOOD).unlink(missing_ok=True)
         for tensors in self.path.glob("state-*.safetensors"):
             tensors.unlink()
+
+    def save_good(self, model: nn.Module, plans: int) -> None:
+        """Keep a model that the job may come back to, which the first ``plans`` plans of this run lead to."""
+        files.write_tensors(
+            self.path / _GOOD, model.state_dict(), {"secateurs": json.dumps({"plans": plans})}
+        )
+
+    def load_good(self) -> nn.Module:
+        """The model that :meth:`save_good` kept, on the CPU.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        model = self.build(int(json.loads(files.read_metadata(self.path / _GOOD)["secateurs"])["plans"]))
+        model.load_state_dict(files.read_tensors(self.path / _GOOD))
+        return model
 
     def plan_path(self, number: int) -> Path:
         """Where the cut with this number, from 1, is kept."""

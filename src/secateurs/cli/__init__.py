@@ -10,6 +10,7 @@ from secateurs.cli.bench import bench
 from secateurs.cli.demo import demo
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
+from secateurs.cli.recover import recover
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.sparsify import sparsify
 from secateurs.cli.train import train
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sparsify, prune, sensitivity, inspect, bench):
+for command in (demo, train, sparsify, prune, recover, sensitivity, inspect, bench):
     app.command()(command)
 
 

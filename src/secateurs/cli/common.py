@@ -5,39 +5,134 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from secateurs.errors import (
+    BudgetError,
     DataError,
     ModelError,
     RunError,
     SecateursError,
+    TrainingError,
     UnknownNameError,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from secateurs.recovery import Recipe
+
 FAILED, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
 _OF_THE_USER = (DataError, ModelError, RunError, UnknownNameError)
 
-Seed = Annotated[int, typer.Option(help="What every random number follows from.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped, from where it was.")]
+Seed = Annotated[int, typer.Option(help="What every random number follows from.", rich_help_panel="The run")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores", rich_help_panel="The run")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Continue a job that was stopped, from where it was.", rich_help_panel="The run"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")]
-Optimizer = Annotated[str, typer.Option(help="sgd (with momentum) or adamw.")]
-Schedule = Annotated[str, typer.Option(help="How the learning rate goes: cosine or constant.")]
-WeightDecay = Annotated[float, typer.Option(help="Pull of the weights towards zero.")]
-Warmup = Annotated[float, typer.Option(help="Epochs over which the learning rate rises first.")]
-ClipNorm = Annotated[float | None, typer.Option(help="The longest gradient allowed.", show_default="any")]
-LabelSmoothing = Annotated[float, typer.Option(help="Share of each target spread over all classes.")]
-FreezeBn = Annotated[bool, typer.Option("--freeze-bn", help="Keep the running statistics of batch norms.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel="The run")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes that read images ahead.", rich_help_panel="The run")
+]
+_TRAINING, _TEACHING, _RUN = "Training", "Teaching", "The run"
+Optimizer = Annotated[str, typer.Option(help="sgd (with momentum) or adamw.", rich_help_panel=_TRAINING)]
+Nesterov = Annotated[
+    bool, typer.Option("--nesterov", help="Look ahead along sgd's momentum.", rich_help_panel=_TRAINING)
+]
+Schedule = Annotated[
+    str,
+    typer.Option(help="How the learning rate goes: cosine, step or constant.", rich_help_panel=_TRAINING),
+]
+LrSteps = Annotated[
+    str, typer.Option(help="With step: shares of the training where it falls.", rich_help_panel=_TRAINING)
+]
+LrFactor = Annotated[
+    float, typer.Option(help="With step: what it is multiplied by there.", rich_help_panel=_TRAINING)
+]
+WeightDecay = Annotated[
+    float, typer.Option(help="Pull of the weights towards zero.", rich_help_panel=_TRAINING)
+]
+Warmup = Annotated[
+    float,
+    typer.Option(help="Epochs over which the learning rate rises first.", rich_help_panel=_TRAINING),
+]
+ClipNorm = Annotated[
+    float | None,
+    typer.Option(help="The longest gradient allowed.", show_default="any", rich_help_panel=_TRAINING),
+]
+LabelSmoothing = Annotated[
+    float,
+    typer.Option(help="Share of each target spread over all classes.", rich_help_panel=_TRAINING),
+]
+FreezeBn = Annotated[
+    bool,
+    typer.Option(
+        "--freeze-bn", help="Keep the running statistics of batch norms.", rich_help_panel=_TRAINING
+    ),
+]
+Accumulate = Annotated[
+    int, typer.Option(min=1, help="Batches that make one step.", rich_help_panel=_TRAINING)
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Mixed precision: bf16, fp16 or no.", show_default="no", rich_help_panel=_TRAINING),
+]
+Mixup = Annotated[
+    float, typer.Option(help="Alpha of the samples that are mixed; 0 for none.", rich_help_panel=_TRAINING)
+]
+Ema = Annotated[
+    float,
+    typer.Option(help="Decay of an average of the weights, as 0.999; 0 for none.", rich_help_panel=_TRAINING),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Epochs without a better validation to stop after.",
+        show_default="never",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Distill = Annotated[
+    float,
+    typer.Option(
+        help="Share of the loss that comes from the outputs of the unpruned network.",
+        rich_help_panel=_TEACHING,
+    ),
+]
+Temperature = Annotated[
+    float, typer.Option(help="How soft --distill makes these outputs.", rich_help_panel=_TEACHING)
+]
+DistillFeatures = Annotated[
+    float,
+    typer.Option(
+        help="How much the difference behind each cut group counts in the loss.", rich_help_panel=_TEACHING
+    ),
+]
+CheckpointMinutes = Annotated[
+    float, typer.Option(min=0, help="Time between states kept within an epoch.", rich_help_panel=_RUN)
+]
+Repair = Annotated[
+    str,
+    typer.Option(
+        help="What heals a cut, without training: reconstruct, compensate, batch-norm or none.",
+        rich_help_panel="Repair",
+    ),
+]
+RepairImages = Annotated[
+    int, typer.Option(min=1, help="Training images that the repair looks at.", rich_help_panel="Repair")
+]
 Classes = Annotated[int | None, typer.Option(min=2, help="Classes of an architecture.", show_default="1000")]
 InputSize = Annotated[
     str | None, typer.Option(help="Channels x height x width of an image.", show_default="3x224x224")
@@ -76,6 +171,40 @@ def leave(message: str, code: int) -> NoReturn:
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
+    """How to train, from the options of a command that have the names of a recipe's fields.
+
+    Raises:
+        TrainingError: A value is out of range.
+    """
+    from secateurs.recovery import Recipe
+
+    names = {each.name for each in fields(Recipe)} - {"seed"}  # the job's seed gives each training its own
+    given = {name: value for name, value in options.items() if name in names}
+    try:
+        given["lr_steps"] = tuple(float(part) for part in options["lr_steps"].split(","))
+    except ValueError as error:
+        message = f"--lr-steps is shares such as 0.5,0.75, got {options['lr_steps']!r}"
+        raise TrainingError(message, fix="--lr-steps 0.5,0.75") from error
+    return Recipe(**{**given, "epochs": epochs})
+
+
+def parse_target(text: str | None, example: str = "--target macs=0.3") -> tuple[str, float] | None:
+    """``"macs=0.3"`` as a name and a number.
+
+    Raises:
+        BudgetError: It is not of that form.
+    """
+    if text is None:
+        return None
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        option = example.split()[0]
+        raise BudgetError(f"{option} is a name and a share, got {text!r}", fix=example) from error
 
 
 def parse_input_size(text: str) -> tuple[int, int, int]:

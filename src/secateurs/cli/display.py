@@ -125,9 +125,15 @@ class Display:
         )
         self.say(text.bars(facts["layers"], self._symbol))
         self.say(f"  {facts['verified']}")
-        refit = facts.get("accuracy_refitted")
-        also = "" if refit is None else f", {text.share(refit)} with the layers behind the cut refitted"
-        self.say(f"  validation {text.share(facts['accuracy_cut'])} before the fine-tune{also}")
+        self.say(f"  validation {text.share(facts['accuracy_cut'])} after the cut{_repaired(facts)}")
+
+    def _on_repaired(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
+        self.say(f"  validation {text.share(facts['accuracy_before'])} before the repair{_repaired(facts)}")
+
+    def _on_stopped(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
+        self.say(f"stopped: {facts['why']}", "bold")
 
     def _on_healed(self, facts: Mapping[str, Any]) -> None:
         kept = f"epoch {facts['kept_epoch']}" if facts["kept_epoch"] else "the weights from before it"
@@ -146,6 +152,14 @@ class Display:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
+
+
+def _repaired(facts: Mapping[str, Any]) -> str:
+    """What a repair did and gained, as the rest of a line."""
+    if "repair" not in facts:
+        return ""
+    kept = "" if facts["repair_kept"] else " (which was worse, so it is not kept)"
+    return f", {text.share(facts['accuracy_repaired'])} after the repair{kept}\n  {facts['repair']}"
 
 
 def _place(facts: Mapping[str, Any]) -> str:

@@ -18,7 +18,24 @@ def prune(
     target: Annotated[
         str | None, typer.Option(help="What remains at the end: macs=0.3, params=0.3 or units=0.3.")
     ] = None,
-    iterations: Annotated[int, typer.Option(min=1, help="Rounds of rank, cut and fine-tune.")] = 5,
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of rank, cut, repair and fine-tune.", show_default="5, one-shot 1"),
+    ] = None,
+    pace: Annotated[
+        str | None,
+        typer.Option(
+            help="How --target is spread over the rounds: geometric, linear, cubic or one-shot.",
+            show_default="geometric",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy-drop=0.01: undo the cut that costs more validation accuracy, and stop there.",
+            show_default="the target",
+        ),
+    ] = None,
     finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs after each cut.")] = 10,
     final_epochs: Annotated[
         int | None,
@@ -75,30 +92,34 @@ def prune(
     rank_images: Annotated[
         int | None, typer.Option(min=1, help="Training images to rank on.", show_default="all")
     ] = None,
-    reconstruct_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Training images to refit the layers behind each cut on, by least squares; 300 are plenty.",
-            show_default="none",
-        ),
-    ] = None,
-    lr: Annotated[float, typer.Option(help="The highest learning rate of a fine-tune.")] = 0.001,
+    repair: common.Repair = "reconstruct",
+    repair_images: common.RepairImages = 2000,
+    lr: Annotated[
+        float, typer.Option(help="The highest learning rate of a fine-tune.", rich_help_panel="Training")
+    ] = 0.001,
     optimizer: common.Optimizer = "sgd",
+    nesterov: common.Nesterov = False,
     schedule: common.Schedule = "cosine",
+    lr_steps: common.LrSteps = "0.5,0.75",
+    lr_factor: common.LrFactor = 0.1,
     warmup_epochs: common.Warmup = 0.0,
     weight_decay: common.WeightDecay = 1e-4,
     label_smoothing: common.LabelSmoothing = 0.0,
     clip_norm: common.ClipNorm = None,
     freeze_bn: common.FreezeBn = False,
-    distill: Annotated[
-        float, typer.Option(help="Share of the loss that comes from the outputs of the unpruned network.")
-    ] = 0.0,
-    temperature: Annotated[float, typer.Option(help="How soft --distill makes these outputs.")] = 4.0,
+    accumulate: common.Accumulate = 1,
+    precision: common.Precision = None,
+    mixup: common.Mixup = 0.0,
+    ema: common.Ema = 0.0,
+    patience: common.Patience = None,
+    distill: common.Distill = 0.0,
+    temperature: common.Temperature = 4.0,
+    distill_features: common.DistillFeatures = 0.0,
     batch_size: common.BatchSize = 32,
     workers: common.Workers = 0,
     seed: common.Seed = 0,
     threads: common.Threads = None,
+    checkpoint_minutes: common.CheckpointMinutes = 5.0,
     out: Annotated[
         Path | None, typer.Option(help="The run directory to make.", show_default="RUN-pruned")
     ] = None,
@@ -118,13 +139,19 @@ def prune(
 
     [bold]secateurs prune runs/train-vgg16 --sensitivity runs/train-vgg16-sensitivity --max-drop 0.01[/bold]
 
-    Where images or hours are few: refit the layers behind each cut, and let the unpruned network teach:
+    Each cut is repaired without labels or training. Where hours are few, that may be all, or one epoch more
+    with the unpruned network as a teacher:
 
-    [bold]secateurs prune runs/train-vgg16 --target macs=0.3 --reconstruct-images 300 --distill 0.5[/bold]
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.5 --pace one-shot --finetune-epochs 0[/bold]
+
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.5 --finetune-epochs 1 --distill 0.7[/bold]
+
+    As far as a hundredth of accuracy goes:
+
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.1 --iterations 20 --until accuracy-drop=0.01[/bold]
     """
     from secateurs.cli.display import Display
     from secateurs.jobs import PruneSettings, prune_job
-    from secateurs.recovery import Recipe
 
     with common.clear_exits(parsing=True):
         if remove is None and target is None and shares is None and sensitivity is None:
@@ -136,8 +163,8 @@ def prune(
             source=str(run),
             data=data,
             remove=remove,
-            target=parse_target(target),
-            iterations=iterations,
+            target=common.parse_target(target),
+            iterations=iterations or (1 if pace == "one-shot" else 5),
             criterion=criterion,
             scope=scope,
             round_to=round_to,
@@ -148,21 +175,12 @@ def prune(
             selection=selection,
             normalization=normalization,
             rank_images=rank_images,
-            reconstruct_images=reconstruct_images,
+            pace=pace,
+            until=common.parse_target(until, "--until accuracy-drop=0.01"),
+            repair=repair,
+            repair_images=repair_images,
             final_epochs=final_epochs,
-            recipe=Recipe(
-                epochs=finetune_epochs,
-                lr=lr,
-                optimizer=optimizer,
-                schedule=schedule,
-                warmup_epochs=warmup_epochs,
-                weight_decay=weight_decay,
-                label_smoothing=label_smoothing,
-                clip_norm=clip_norm,
-                freeze_bn=freeze_bn,
-                distill=distill,
-                temperature=temperature,
-            ),
+            recipe=common.recipe_of(locals(), epochs=finetune_epochs),
             batch_size=batch_size,
             workers=workers,
             threads=threads,
@@ -172,21 +190,6 @@ def prune(
         place = out or run.with_name(f"{run.name}-pruned")
         result = prune_job(settings, place, resume=resume, observer=display)
         display.say(f"\nrun directory: {result.path}")
-
-
-def parse_target(text: str | None) -> tuple[str, float] | None:
-    """``"macs=0.3"`` as a name and a number.
-
-    Raises:
-        BudgetError: It is not of that form.
-    """
-    if text is None:
-        return None
-    name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError as error:
-        raise BudgetError(f"a target is a name and a share, got {text!r}", fix="--target macs=0.3") from error
 
 
 def parse_shares(text: str | None) -> dict[str, float] | None:

@@ -47,16 +47,23 @@ def sparsify(
     skip: Annotated[list[str] | None, typer.Option(help="Groups to leave alone, as a pattern.")] = None,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 0.01,
     optimizer: common.Optimizer = "sgd",
+    nesterov: common.Nesterov = False,
     schedule: common.Schedule = "cosine",
+    lr_steps: common.LrSteps = "0.5,0.75",
+    lr_factor: common.LrFactor = 0.1,
     warmup_epochs: common.Warmup = 0.0,
     weight_decay: common.WeightDecay = 1e-4,
     label_smoothing: common.LabelSmoothing = 0.0,
     clip_norm: common.ClipNorm = None,
     freeze_bn: common.FreezeBn = False,
+    accumulate: common.Accumulate = 1,
+    precision: common.Precision = None,
+    mixup: common.Mixup = 0.0,
     batch_size: common.BatchSize = 32,
     workers: common.Workers = 0,
     seed: common.Seed = 0,
     threads: common.Threads = None,
+    checkpoint_minutes: common.CheckpointMinutes = 5.0,
     out: Annotated[
         Path | None, typer.Option(help="The run directory to make.", show_default="RUN-sparse")
     ] = None,
@@ -76,7 +83,6 @@ def sparsify(
     """
     from secateurs.cli.display import Display
     from secateurs.jobs import SparsifySettings, sparsify_job
-    from secateurs.recovery import Recipe
     from secateurs.runs import Run
 
     given = {
@@ -94,17 +100,7 @@ def sparsify(
             data=data,
             kinds=tuple(kinds.split(",")) if kinds else None,
             skip=tuple(skip or ()),
-            recipe=Recipe(
-                epochs=epochs,
-                lr=lr,
-                optimizer=optimizer,
-                schedule=schedule,
-                warmup_epochs=warmup_epochs,
-                weight_decay=weight_decay,
-                label_smoothing=label_smoothing,
-                clip_norm=clip_norm,
-                freeze_bn=freeze_bn,
-            ),
+            recipe=common.recipe_of(locals(), epochs=epochs),
             batch_size=batch_size,
             workers=workers,
             threads=threads,

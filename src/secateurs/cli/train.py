@@ -31,12 +31,20 @@ def train(
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the data.")] = 20,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 0.01,
     optimizer: common.Optimizer = "sgd",
+    nesterov: common.Nesterov = False,
     schedule: common.Schedule = "cosine",
+    lr_steps: common.LrSteps = "0.5,0.75",
+    lr_factor: common.LrFactor = 0.1,
     warmup_epochs: common.Warmup = 0.0,
     weight_decay: common.WeightDecay = 1e-4,
     label_smoothing: common.LabelSmoothing = 0.0,
     clip_norm: common.ClipNorm = None,
     freeze_bn: common.FreezeBn = False,
+    accumulate: common.Accumulate = 1,
+    precision: common.Precision = None,
+    mixup: common.Mixup = 0.0,
+    ema: common.Ema = 0.0,
+    patience: common.Patience = None,
     image_size: Annotated[
         int | None, typer.Option(min=8, help="Pixels of the square images.", show_default="224")
     ] = None,
@@ -55,6 +63,7 @@ def train(
     workers: common.Workers = 0,
     seed: common.Seed = 0,
     threads: common.Threads = None,
+    checkpoint_minutes: common.CheckpointMinutes = 5.0,
     out: Annotated[
         Path | None, typer.Option(help="The run directory.", show_default="runs/train-NAME")
     ] = None,
@@ -71,7 +80,6 @@ def train(
     """
     from secateurs.cli.display import Display
     from secateurs.jobs import DataSettings, TrainSettings, train_job
-    from secateurs.recovery import Recipe
 
     with common.clear_exits(parsing=True):
         settings = TrainSettings(
@@ -88,17 +96,7 @@ def train(
             model=model,
             head=head or ("keep" if model.startswith("secateurs:") else "linear"),
             weights=weights,
-            recipe=Recipe(
-                epochs=epochs,
-                lr=lr,
-                optimizer=optimizer,
-                schedule=schedule,
-                warmup_epochs=warmup_epochs,
-                weight_decay=weight_decay,
-                label_smoothing=label_smoothing,
-                clip_norm=clip_norm,
-                freeze_bn=freeze_bn,
-            ),
+            recipe=common.recipe_of(locals(), epochs=epochs),
             batch_size=batch_size,
             workers=workers,
             threads=threads,

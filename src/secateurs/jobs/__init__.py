@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateurs.jobs.demo import demo_job
 from secateurs.jobs.prune import prune_job
+from secateurs.jobs.recover import RecoverSettings, recover_job
 from secateurs.jobs.sensitivity import sensitivity_job
 from secateurs.jobs.settings import (
     DataSettings,
@@ -20,11 +21,13 @@ __all__ = [
     "DataSettings",
     "JobResult",
     "PruneSettings",
+    "RecoverSettings",
     "SensitivitySettings",
     "SparsifySettings",
     "TrainSettings",
     "demo_job",
     "prune_job",
+    "recover_job",
     "sensitivity_job",
     "sparsify_job",
     "train_job",

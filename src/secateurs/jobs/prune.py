@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from secateurs.errors import TrainingStoppedError
 from secateurs.graph import Graph, trace
 from secateurs.jobs.cuts import amounts_of, check_reach, criterion_for, cuttable, layer_cuts, selection_for
+from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
 from secateurs.jobs.settings import PruneSettings
@@ -25,11 +27,12 @@ from secateurs.jobs.workplace import (
     open_run,
     threads,
 )
-from secateurs.planning import Budget, Remove
+from secateurs.planning import Budget, Plan, Remove, paced_share
 from secateurs.planning.limits import Limits, still_there
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.pruning import Amounts, Step, prune_steps
-from secateurs.recovery import History, finetune, reconstruct
+from secateurs.recovery import Epoch, History, finetune
+from secateurs.recovery.resuming import below
 from secateurs.runs import Run
 
 
@@ -44,9 +47,10 @@ def prune_job(
     """Prune the model of a finished run, and leave the smaller one in a run directory of its own.
 
     Each iteration ranks the units in eval mode on training images as they are, cuts the lowest in one pass,
-    proves the cut, refits the layers behind it if asked to, and fine-tunes all parameters; with
-    ``recipe.distill`` the model of ``source`` teaches. Every choice rests on the validation images; the test
-    images are read once before and once after.
+    proves the cut, repairs what stays in closed form, and fine-tunes all parameters; with ``recipe.distill``
+    the model of ``source`` teaches. With ``until``, a cut after which the validation accuracy is too low is
+    undone, and is the last. Every choice rests on the validation images; the test images are read once before
+    and once after.
 
     Args:
         settings: Which model, how much of it, and how.
@@ -64,7 +68,8 @@ def prune_job(
         RunError: The run to prune is not finished, or ``out`` is taken.
         BudgetError: The target is out of reach.
         VerifyError: A cut was wrong.
-        TrainingError: Training diverged.
+        TrainingStoppedError: A fine-tune went wrong. The run is then finished with the best weights that it
+            had, after the cuts until then.
     """
     settings = settings.resolved()
     origin = Run(settings.source)
@@ -82,7 +87,10 @@ def prune_job(
         limits = check_reach(settings, trace(model, torch.zeros(1, *source.input_size)))
         with open_run(Path(out), config, resume=resume, beside=beside) as run:
             if not run.is_finished:
-                _Pruning(Job(run, source, settings, observer), settings, origin, model, limits).run()
+                work = _Pruning(Job(run, source, settings, observer), settings, origin, model, limits)
+                work.run()
+                if work.trouble is not None:
+                    raise work.trouble
             return JobResult(path=run.path, metrics=run.metrics(), iterations=tuple(run.table()))
 
 
@@ -96,18 +104,24 @@ class _Pruning:
         self.name = str(job.run.config["architecture"]["name"])
         self.inherited = origin.plans()
         self.final = settings.iterations + 1
-        self.teacher = origin.model() if settings.recipe.distill else None
+        self.teacher = origin.model() if settings.recipe.needs_teacher else None
         self.state = job.run.load_state()
-        self.facts: dict[str, Any] = {"stage": 0, "rows": []}
+        self.facts: dict[str, Any] = {"stage": 0, "cuts": 0, "rows": [], "stopped": None}
+        self.trouble: TrainingStoppedError | None = None
 
     def run(self) -> None:
         """All that is not done yet."""
         self._begin()
-        stages = self.final if self.settings.last_epochs else self.settings.iterations
-        for stage in range(max(self.facts["stage"], 1), stages + 1):
+        for stage in range(max(self.facts["stage"], 1), self.final):
             if stage > self.facts["stage"]:
-                self._cut(stage) if stage < self.final else self._enter_last()
+                self._cut(stage)
             self._heal(stage)
+            if self._must_stop():
+                break
+        if self.settings.last_epochs and self.facts["cuts"] and self.trouble is None:
+            if self.facts["stage"] != self.final:
+                self._enter_last()
+            self._heal(self.final)
         self._finish()
 
     def _begin(self) -> None:
@@ -130,9 +144,8 @@ class _Pruning:
         if self.facts["stage"] == 0:
             self.model.to(self.job.device)
             return
-        cuts = min(self.facts["stage"], self.settings.iterations)
-        self.model = self.job.run.build(len(self.inherited) + cuts).to(self.job.device)
-        self.model.load_state_dict(_model_tensors(self.state))
+        self.model = self.job.run.build(len(self.inherited) + self.facts["cuts"]).to(self.job.device)
+        self.model.load_state_dict(below("model.", self.state.tensors))
 
     def _cut(self, stage: int) -> None:
         """Rank, cut, verify; then keep plan, picture and weights."""
@@ -150,23 +163,33 @@ class _Pruning:
             "accuracy_cut": top1(self.model, self.job.validation_batches())["accuracy"],
             "layers": layer_cuts(step.graph, step.plan, self.settings),
         }
-        if self.settings.reconstruct_images:
-            images = self.job.ranking_batches(self.settings.reconstruct_images)
-            reconstruct(whole, self.model, step.plan, images)
-            row["accuracy_refitted"] = top1(self.model, self.job.validation_batches())["accuracy"]
+        row |= self._repair(whole, step.plan, row["accuracy_cut"])
         self.job.run.save_plan(len(self.inherited) + stage, step.plan)
         draw_cut(row, self.job.run.path, name=self.name, cuts=self.settings.iterations)
-        self.facts["stage"] = stage
-        self.facts["rows"] = [*self.facts["rows"], row]
+        self.facts |= {"stage": stage, "cuts": stage, "rows": [*self.facts["rows"], row]}
         self._keep()
         self.job.tell(Event("cut", {**row, "iterations": self.settings.iterations}))
+
+    def _repair(self, whole: nn.Module, plan: Plan, accuracy: float) -> dict[str, Any]:
+        """Heal the cut from what the network gave before it, or before all cuts while nothing was trained."""
+        earlier = composed(self._own_plans())
+        if earlier is not None and self.settings.recipe.epochs == 0:
+            whole, plan = self.origin.model().to(self.job.device), earlier.then(plan)
+        how, images = self.settings.repair, self.settings.repair_images
+        return repaired(self.job, whole, self.model, plan, how=how, images=images, accuracy=accuracy)
+
+    def _own_plans(self) -> list[Plan]:
+        """The cuts of this job that the model has behind it."""
+        return self.job.run.plans(len(self.inherited) + self.facts["cuts"])[len(self.inherited) :]
 
     def _step(self, stage: int) -> Step:
         """One round of rank and cut on the model as it is now."""
         settings = self.settings
         self.job.doing(f"rank and cut, iteration {stage}/{settings.iterations}")
         graph = trace(self.model.eval(), self.job.example())
-        kept, least = self.limits.within(cuttable(graph, settings), stage / settings.iterations)
+        kept, least = self.limits.within(
+            cuttable(graph, settings), stage / settings.iterations, settings.usual_pace
+        )
         steps = prune_steps(
             self.model.eval().requires_grad_(True),
             self.job.example(),
@@ -195,11 +218,13 @@ class _Pruning:
         whole = Amounts(**self.facts["whole"])
         left = whole.units - sum(row["removed"] for row in self.facts["rows"])
         now = amounts_of(graph, self.settings, units=left)
-        return now.budget_for(quantity, share ** (stage / self.settings.iterations), whole)
+        goal = paced_share(self.settings.usual_pace, stage / self.settings.iterations, share)
+        return now.budget_for(quantity, goal, whole)
 
     def _enter_last(self) -> None:
         """The last stage cuts nothing."""
-        row = {**self.facts["rows"][-1], "iteration": None, "removed": 0, "layers": []}
+        row = {**self._good_rows()[-1], "iteration": None, "removed": 0, "layers": []}
+        row = {key: value for key, value in row.items() if "repair" not in key}
         self.facts["stage"] = self.final
         self.facts["rows"] = [*self.facts["rows"], {**row, "accuracy_cut": row["accuracy_tuned"]}]
 
@@ -208,17 +233,55 @@ class _Pruning:
         recipe = replace(self.settings.recipe, seed=derive_seed(self.settings.seed, "finetune", stage))
         if stage == self.final:
             recipe = replace(recipe, epochs=self.settings.last_epochs)
-        history = finetune(
-            self.model.requires_grad_(True),
-            self.job.training_batches(),
-            self.job.validation_batches(),
-            recipe=recipe,
-            teacher=self.teacher,
-            observer=self._tell_epoch,
-            checkpoint=StageCheckpoint(self.job.run, self.facts, self.state),
-        )
+        checkpoint = StageCheckpoint(self.job.run, self.facts, self.state)
+        try:
+            history = finetune(
+                self.model.requires_grad_(True),
+                self.job.training_batches(),
+                self.job.validation_batches(),
+                recipe=recipe,
+                teacher=self.teacher,
+                plan=composed(self._own_plans()),
+                observer=self._tell_epoch,
+                checkpoint=checkpoint,
+            )
+        except TrainingStoppedError as error:
+            self.trouble, history = error, error.history or self._as_it_is()
+            self._say_stopped(error.message)
         self.state = None
         self._note(history)
+
+    def _as_it_is(self) -> History:
+        """A fine-tune that failed before it could measure."""
+        accuracy = top1(self.model, self.job.validation_batches())["accuracy"]
+        return History(start=Epoch(number=0, loss=None, score=accuracy, val_loss=None, seconds=0.0))
+
+    def _must_stop(self) -> bool:
+        """Whether this cut was the last; one that cost more accuracy than it may is undone."""
+        row, run = self.facts["rows"][-1], self.job.run
+        if self.settings.until is None:
+            return self.trouble is not None
+        allowed = self.facts["before"]["val_accuracy"] - self.settings.until[1]
+        if row["accuracy_tuned"] >= allowed:
+            run.save_good(self.model, len(self.inherited) + self.facts["cuts"])
+            return self.trouble is not None
+        cuts = self.facts["cuts"] - 1
+        self.model = (run.load_good() if cuts else self.origin.model()).to(self.job.device)
+        rows = [*self.facts["rows"][:-1], {**row, "undone": True}]
+        self.facts |= {"cuts": cuts, "rows": rows}
+        self._say_stopped(
+            f"cut {row['iteration']} leaves a validation accuracy of {row['accuracy_tuned']:.4f}, below "
+            f"{allowed:.4f}; it is undone, and {cuts} cuts are kept"
+        )
+        return True
+
+    def _say_stopped(self, why: str) -> None:
+        self.facts["stopped"] = why
+        self.job.tell(Event("stopped", {"why": why, "cuts": self.facts["cuts"]}))
+
+    def _good_rows(self) -> list[dict[str, Any]]:
+        """The rows of what was not undone."""
+        return [row for row in self.facts["rows"] if not row.get("undone")]
 
     def _tell_epoch(self, event: Event) -> None:
         stage = self.facts["stage"]
@@ -236,17 +299,20 @@ class _Pruning:
 
     def _finish(self) -> None:
         """Measure both models, draw, save."""
-        job, rows = self.job, self.facts["rows"]
+        job, rows = self.job, self._good_rows()
         job.doing("measure both models")
         after = {**top1(self.model, job.test_batches()), **sizes(self.model, job.example(1))}
-        after["val_accuracy"] = rows[-1]["accuracy_tuned"]
+        after["val_accuracy"] = rows[-1]["accuracy_tuned"] if rows else self.facts["before"]["val_accuracy"]
         after["units"] = self.facts["before"]["units"] - sum(row["removed"] for row in rows)
         speed = speeds({"before": self.origin.model(), "after": self.model}, job.example(1))
         before = self.facts["before"] | speed["before"]
         after |= speed["after"]
-        draw_all(before, after, rows, job.run.path, name=self.name, data=job.source.name)
-        job.run.save_table(rows)
-        finish(job, self.model, before, after, plans=len(self.inherited) + self.settings.iterations)
+        if self.facts["stopped"] is not None:
+            after["stopped"] = self.facts["stopped"]
+        if rows:
+            draw_all(before, after, rows, job.run.path, name=self.name, data=job.source.name)
+        job.run.save_table(self.facts["rows"])
+        finish(job, self.model, before, after, plans=len(self.inherited) + self.facts["cuts"])
 
     def _keep(self) -> None:
         """Keep the model as it is between two trainings."""
@@ -255,11 +321,3 @@ class _Pruning:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         self.state = None
         self.job.run.save_state(State({**self.facts, "training": None}, tensors))
-
-
-def _model_tensors(state: State) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("model."): tensor
-        for name, tensor in state.tensors.items()
-        if name.startswith("model.")
-    }

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from secateurs.errors import BudgetError, DataError, RunError, TrainingError, UnknownNameError
+from secateurs.planning.schedules import PACES
 from secateurs.recovery.recipe import Recipe
+from secateurs.recovery.repair import WAYS
 from secateurs.recovery.sparsify import check_options
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("macs", "params", "units")
 SELECTIONS = ("greedy", "independent")
+STOPS = ("accuracy-drop",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ class WorkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _JobSettings(WorkSettings):
+class JobSettings(WorkSettings):
     """What every job has that trains.
 
     Attributes:
@@ -104,7 +107,7 @@ class _JobSettings(WorkSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings(_JobSettings):
+class TrainSettings(JobSettings):
     """What :func:`secateurs.jobs.train_job` is asked to do.
 
     Attributes:
@@ -121,8 +124,7 @@ class TrainSettings(_JobSettings):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.recipe.distill:
-            raise TrainingError(f"training has no teacher, so distill must be 0, got {self.recipe.distill}")
+        _check_untaught(self.recipe, "training")
 
     def resolved(self) -> Self:
         """The same with paths that mean the same from every folder."""
@@ -132,7 +134,7 @@ class TrainSettings(_JobSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PruneSettings(_JobSettings):
+class PruneSettings(JobSettings):
     """What :func:`secateurs.jobs.prune_job` is asked to do: how much leaves, and how.
 
     Attributes:
@@ -154,7 +156,13 @@ class PruneSettings(_JobSettings):
             ``"greedy"`` or ``"particles"``.
         normalization: Of the importances in each group; the criterion's own if ``None``.
         rank_images: Training images to rank on; all if ``None``.
-        reconstruct_images: Training images to refit the layers behind each cut on; none if ``None``.
+        pace: How ``target`` and ``shares`` are spread over the iterations: ``"geometric"``, ``"linear"``,
+            ``"cubic"`` or ``"one-shot"``, which is one iteration; geometric if ``None``.
+        until: ``("accuracy-drop", 0.01)``: a cut after which the validation accuracy is lower than the first
+            one by more than this is undone, and is the last.
+        repair: What heals each cut before the fine-tune, as :func:`secateurs.recovery.repair` takes it;
+            ``"none"`` for nothing.
+        repair_images: Training images that the repair looks at; all if ``None`` or if there are fewer.
         final_epochs: Epochs of the longer fine-tune at the end; one and a half times ``recipe.epochs``
             if ``None``.
     """
@@ -174,7 +182,10 @@ class PruneSettings(_JobSettings):
     selection: str = "independent"
     normalization: str | None = None
     rank_images: int | None = None
-    reconstruct_images: int | None = None
+    pace: str | None = None
+    until: tuple[str, float] | None = None
+    repair: str = "reconstruct"
+    repair_images: int | None = 2000
     final_epochs: int | None = None
 
     def __post_init__(self) -> None:
@@ -193,15 +204,37 @@ class PruneSettings(_JobSettings):
             ("iterations", self.iterations, 1),
             ("round_to", self.round_to, 1),
             ("rank_images", self.rank_images, 1),
-            ("reconstruct_images", self.reconstruct_images, 1),
+            ("repair_images", self.repair_images, 1),
             ("final_epochs", self.final_epochs, 0),
         ):
             if value is not None and value < least:
                 raise BudgetError(f"`{name} >= {least}` must hold, got {name}={value}")
         if self.scope not in ("global", "local"):
             raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
-        if self.selection not in SELECTIONS:
-            raise UnknownNameError("selection", self.selection, SELECTIONS)
+        for kind, given, known in (
+            ("selection", self.selection, SELECTIONS),
+            ("pace", self.usual_pace, PACES),
+            ("repair", self.repair, WAYS),
+            ("stopping rule", (self.until or STOPS)[0], STOPS),
+        ):
+            if given not in known:
+                raise UnknownNameError(kind, str(given), known)
+        if self.until is not None and not 0 <= self.until[1] < 1:
+            rule, drop = self.until
+            raise BudgetError(f"`0 <= {rule} < 1` must hold, got {rule}={drop}", fix=f"--until {rule}=0.01")
+        if self.pace is not None and self.remove is not None:
+            raise BudgetError(
+                f"pace={self.pace!r} has no effect: remove={self.remove} is the same in each iteration"
+            )
+        if self.pace == "one-shot" and self.iterations != 1:
+            raise BudgetError(
+                f"one-shot is one iteration, got iterations={self.iterations}", fix="--iterations 1"
+            )
+
+    @property
+    def usual_pace(self) -> str:
+        """The pace, also where none is given."""
+        return self.pace or "geometric"
 
     @property
     def last_epochs(self) -> int:
@@ -220,7 +253,7 @@ class PruneSettings(_JobSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparsifySettings(_JobSettings):
+class SparsifySettings(JobSettings):
     """What :func:`secateurs.jobs.sparsify_job` is asked to do.
 
     Attributes:
@@ -248,8 +281,7 @@ class SparsifySettings(_JobSettings):
         check_options(self.method, self.options)
         if self.recipe.epochs < 1:
             raise TrainingError(f"`1 <= epochs` must hold, got epochs={self.recipe.epochs}")
-        if self.recipe.distill:
-            raise TrainingError(f"sparsify has no teacher, so distill must be 0, got {self.recipe.distill}")
+        _check_untaught(self.recipe, "sparsify")
 
     def resolved(self) -> Self:
         """The same with paths that mean the same from every folder."""
@@ -298,6 +330,12 @@ class SensitivitySettings(WorkSettings):
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
         weights = str(Path(self.weights).resolve()) if Path(self.weights).is_file() else self.weights
         return replace(self, source=source, data=data, weights=weights)
+
+
+def _check_untaught(recipe: Recipe, what: str) -> None:
+    for name, share in (("distill", recipe.distill), ("distill_features", recipe.distill_features)):
+        if share:
+            raise TrainingError(f"{what} has no teacher, so {name} must be 0, got {share}")
 
 
 def absolute_data(path: str) -> str:

@@ -3,5 +3,17 @@
 from secateurs.planning.budgets import Budget, Remove
 from secateurs.planning.plan import AxisCut, GroupCut, IntegerChange, Plan, RowScale
 from secateurs.planning.ranking import plan
+from secateurs.planning.schedules import PACES, paced_share
 
-__all__ = ["AxisCut", "Budget", "GroupCut", "IntegerChange", "Plan", "Remove", "RowScale", "plan"]
+__all__ = [
+    "PACES",
+    "AxisCut",
+    "Budget",
+    "GroupCut",
+    "IntegerChange",
+    "Plan",
+    "Remove",
+    "RowScale",
+    "paced_share",
+    "plan",
+]

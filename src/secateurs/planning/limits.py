@@ -10,6 +10,7 @@ from typing import Self, TypeAlias, TypeVar
 
 from secateurs.errors import PlanError, nearest
 from secateurs.graph.groups import Graph, Group
+from secateurs.planning.schedules import paced_share
 
 Least: TypeAlias = int | float | Mapping[str, int | float]
 Value = TypeVar("Value")
@@ -64,30 +65,36 @@ class Limits:
             kept[name] = _allocated(groups, graph, name, count, by_share, least)
         return cls(sizes={name: group.size for name, group in groups.items()}, kept=kept, least=least)
 
-    def after(self, progress: float) -> dict[str, int]:
-        """The numbers that are given, part of the way there: each step takes the same share.
+    def after(self, progress: float, pace: str = "geometric") -> dict[str, int]:
+        """The numbers that are given, part of the way there.
 
         Args:
             progress: 0 at the beginning, 1 at the end.
+            pace: See `secateurs.planning.schedules.paced_share`.
         """
 
         def part(size: int, count: int) -> int:
-            return math.ceil(size * float((count / size) ** progress) - 1e-9)
+            return math.ceil(size * paced_share(pace, progress, count / size) - 1e-9)
 
         return {name: part(self.sizes[name], count) for name, count in self.kept.items()}
 
-    def within(self, groups: Iterable[Group], progress: float = 1.0) -> tuple[dict[str, int], dict[str, int]]:
+    def within(
+        self, groups: Iterable[Group], progress: float = 1.0, pace: str = "geometric"
+    ) -> tuple[dict[str, int], dict[str, int]]:
         """The same for a model that has been cut before, whose groups are smaller and perhaps fewer.
 
         Args:
             groups: Those of its groups that may be cut.
             progress: As `after` takes it.
+            pace: As `after` takes it.
 
         Returns:
             What to pass to `secateurs.plan` as ``allocation`` and as ``min_units``.
         """
         now = {group.name: group.size for group in groups}
-        kept = {name: min(count, now[name]) for name, count in self.after(progress).items() if name in now}
+        kept = {
+            name: min(count, now[name]) for name, count in self.after(progress, pace).items() if name in now
+        }
         return kept, {name: min(count, now[name]) for name, count in self.least.items() if name in now}
 
 

@@ -54,11 +54,7 @@ class Batch:
         )
 
     def mixed(self, alpha: float) -> Batch:
-        """Each sample mixed with another of the batch, by a share drawn from ``Beta(alpha, alpha)``.
-
-        References:
-            Zhang et al., mixup: Beyond Empirical Risk Minimization, https://arxiv.org/abs/1710.09412
-        """
+        """Each sample mixed with another of the batch, by a share drawn from ``Beta(alpha, alpha)``."""
         share = float(Beta(alpha, alpha).sample())
         order = torch.randperm(len(self))
 

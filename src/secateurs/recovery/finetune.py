@@ -67,8 +67,9 @@ def finetune(
         Losses and scores of every epoch, and which epoch's weights were kept.
 
     Raises:
-        TrainingError: The loss was no longer a number, the accuracy fell and did not come back, or the memory
-            was not enough; no parameter requires a gradient, or the arguments do not go together.
+        TrainingStoppedError: The loss was no longer a number, the accuracy fell and did not come back, or the
+            memory was not enough.
+        TrainingError: No parameter requires a gradient, or the arguments do not go together.
 
     Example:
         >>> inputs, targets = torch.randn(8, 4), torch.arange(8) % 2

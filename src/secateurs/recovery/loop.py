@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from secateurs.errors import TrainingError
+from secateurs.errors import TrainingError, TrainingStoppedError
 from secateurs.progress import Checkpoint, Event, Observer, derive_seed
 from secateurs.recovery.average import Average
 from secateurs.recovery.batches import Batch, drawn_apart, gathered
@@ -77,6 +77,7 @@ class Loop:
         self.snapshot = Snapshot(
             model, optimizer, average=self.average, regularizer=regularizer, scaler=engine.scaler
         )
+        self.history: History | None = None
         self._saved_at = time.monotonic()
 
     def run(self, batches: Batches | Callable[[int], Batches], validation: Validation | None) -> History:
@@ -89,8 +90,12 @@ class Loop:
                 place = Place(history=History(start=evaluated(self.model, validation, self.engine)))
             else:
                 place = self.snapshot.restore(state)
+            self.history = place.history
             while place.epoch <= self.recipe.epochs and not place.history.is_over(self.recipe.patience):
                 place = self._epoch(place, batches, validation)
+        except TrainingStoppedError as error:
+            error.history = self.history
+            raise
         finally:
             self.model.load_state_dict(self.snapshot.best)
         return place.history
@@ -116,7 +121,7 @@ class Loop:
             history = place.history.with_epoch(epoch, keep=self.regularizer is not None)
             if history.best == number:
                 self.snapshot.best = weights_of(self.model)
-        place = Place(history=history)
+        self.history, place = history, Place(history=history)
         self._keep(place)
         if self.engine.is_main_process:
             more = {} if self.regularizer is None else self.regularizer.facts(self.model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from secateurs.errors import TrainingError
 from secateurs.graph.running import modes_kept
@@ -110,14 +110,18 @@ def training_mode(model: nn.Module, recipe: Recipe) -> None:
 def on_device(data: Iterable[Any], engine: Accelerator) -> Generator[Any, None, None]:
     """The batches where the model is; a loader is shared out among the processes."""
     if isinstance(data, DataLoader):
-        own = getattr(data.sampler, "generator", None)
+        sampler: Any = data.sampler
+        own = getattr(sampler, "generator", None)
+        if isinstance(sampler, RandomSampler) and own is None:  # one order however many processes there are
+            seed = int(torch.empty((), dtype=torch.int64).random_())
+            sampler.generator = torch.Generator().manual_seed(seed)
         prepared = engine.prepare_data_loader(data)
         try:
             yield from prepared
         finally:
             prepared.end()  # else accelerate's global state would keep a loader that was left early
-            if own is None and hasattr(data.sampler, "generator"):
-                data.sampler.generator = None  # accelerate's, which would go on in the next epoch
+            if isinstance(sampler, RandomSampler):
+                sampler.generator = own
         return
     from accelerate.utils import send_to_device
 

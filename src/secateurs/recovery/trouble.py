@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from secateurs.errors import TrainingError
+from secateurs.errors import TrainingStoppedError
 from secateurs.recovery.history import History
 from secateurs.recovery.recipe import Recipe
 
@@ -21,10 +21,10 @@ def check_finite(loss: float, recipe: Recipe, *, epoch: int, batch: int, lr: flo
     """Stop at a loss that is no number.
 
     Raises:
-        TrainingError: It is none.
+        TrainingStoppedError: It is none.
     """
     if not math.isfinite(loss):
-        raise TrainingError(
+        raise TrainingStoppedError(
             f"the loss became {loss} in epoch {epoch}, batch {batch}, at a learning rate of {lr:.3g}; "
             f"{_KEPT}",
             fix=f"lower lr to {recipe.lr / 10:.2g}, or set clip_norm=1.0",
@@ -35,10 +35,10 @@ def check_measured(score: float | None, loss: float | None) -> None:
     """Stop at a validation that gives no number.
 
     Raises:
-        TrainingError: It gives none.
+        TrainingStoppedError: It gives none.
     """
     if not all(value is None or math.isfinite(value) for value in (score, loss)):
-        raise TrainingError(
+        raise TrainingStoppedError(
             f"on the validation data the loss became {loss}, at a score of {score}; {_KEPT}",
             fix="lower lr, or set clip_norm=1.0",
         )
@@ -51,7 +51,7 @@ def check_collapse(history: History, recipe: Recipe) -> None:
     epochs, and for three at least, or to the end.
 
     Raises:
-        TrainingError: It did not come back.
+        TrainingStoppedError: It did not come back.
     """
     first, epochs = history.start.score, history.epochs
     if first is None or first <= 0 or not epochs:
@@ -60,7 +60,7 @@ def check_collapse(history: History, recipe: Recipe) -> None:
     while low < len(epochs) and (epochs[-1 - low].score or 0.0) < _COLLAPSED * first:
         low += 1
     if low >= max(_WAIT, math.ceil(recipe.epochs / 4)) or (low and len(epochs) == recipe.epochs):
-        raise TrainingError(
+        raise TrainingStoppedError(
             f"training at lr={recipe.lr:g} destroyed the network: the validation score fell from {first:.3f} "
             f"to {epochs[-1].score:.3f} and did not come back (epoch {len(epochs)}); {_KEPT}",
             fix=f"lower lr to {recipe.lr / 10:.2g}",
@@ -72,7 +72,7 @@ def memory_told(size: int, epoch: int) -> Iterator[None]:
     """An error that says which batch was too large, in place of torch's own.
 
     Raises:
-        TrainingError: The memory was not enough.
+        TrainingStoppedError: The memory was not enough.
     """
     try:
         yield
@@ -80,7 +80,7 @@ def memory_told(size: int, epoch: int) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         half = max(size // 2, 1)
-        raise TrainingError(
+        raise TrainingStoppedError(
             f"out of memory in epoch {epoch} with a batch of {size}; {_KEPT}",
             fix=f"batches of {half} and Recipe(accumulate=2): the steps stay the same",
         ) from error
