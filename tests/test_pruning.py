@@ -13,7 +13,7 @@ import models
 import secateurs
 from models import build
 from secateurs import Budget, Plan, Remove, Step
-from secateurs.errors import BudgetError, PlanError, VerifyError
+from secateurs.errors import BudgetError, PlanError, SecateursError, VerifyError
 from toy import Toy
 
 SHARES = ("macs", "params", "units")
@@ -214,3 +214,41 @@ def test_accuracy_survives_pruning_in_steps_on_a_task_that_is_easy() -> None:
         step.model.eval()
     assert (model(inputs).argmax(1) == targets).float().mean() > 0.95
     assert (step.model(inputs).argmax(1) == targets).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["data", "repair_data"])
+def test_steps_are_repaired_on_request(separate: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 12), nn.Linear(12, 2))  # three inputs: twelve units are too many
+    inputs = torch.randn(64, 3)
+    plain, healed = (
+        next(
+            secateurs.prune_steps(
+                net,
+                inputs[:1],
+                criterion="l2",
+                budget=secateurs.Budget(units=0.5),
+                repair=how,
+                data=None if separate else [(inputs, None)],
+                repair_data=[inputs] if separate else None,
+            )
+        )
+        for how in ("none", "reconstruct")
+    )
+    assert plain.repaired is None and healed.repaired is not None and healed.repaired.images == 64
+    errors = [(net(inputs) - step.model(inputs)).abs().max().item() for step in (plain, healed)]
+    assert errors[1] < 0.05 * errors[0]
+
+
+def test_a_repair_without_images_is_refused_at_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 12), nn.Linear(12, 2))
+    with pytest.raises(SecateursError, match="repair='reconstruct' needs images"):
+        next(
+            secateurs.prune_steps(
+                net,
+                torch.zeros(1, 3),
+                criterion="l2",
+                budget=secateurs.Budget(units=0.5),
+                repair="reconstruct",
+            )
+        )
