@@ -72,6 +72,7 @@ def finetune(
         TrainingError: No parameter requires a gradient, or the arguments do not go together.
 
     Example:
+        >>> import torch
         >>> inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
         >>> history = finetune(nn.Linear(4, 2), [(inputs, targets)], recipe=Recipe(epochs=3, lr=0.1))
         >>> history.epochs[2].loss < history.epochs[0].loss
