@@ -7,9 +7,11 @@ import os
 import typer
 
 from secateurs.cli.bench import bench
+from secateurs.cli.compare import compare
 from secateurs.cli.demo import demo
 from secateurs.cli.inspect import inspect
 from secateurs.cli.prune import prune
+from secateurs.cli.rank import rank
 from secateurs.cli.recover import recover
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.sparsify import sparsify
@@ -24,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sparsify, prune, recover, sensitivity, inspect, bench):
+for command in (demo, train, sparsify, prune, recover, rank, compare, sensitivity, inspect, bench):
     app.command()(command)
 
 

@@ -115,6 +115,27 @@ class Display:
             note=facts["group"],
         )
 
+    def _on_silenced(self, facts: Mapping[str, Any]) -> None:
+        of = f"/{facts['batches']}" if facts["batches"] else ""
+        place = f"oracle, batch {facts['batch']}{of}"
+        if not self._live:
+            if facts["done"] == facts["groups"]:
+                self.say(f"  {place}: {facts['groups']} layers")
+            return
+        if self._bar is None:
+            self._bar = self._progress.add_task("", note="")
+        self._progress.update(
+            self._bar,
+            description=place,
+            completed=facts["done"],
+            total=facts["groups"],
+            note=facts["group"],
+        )
+
+    def _on_judged(self, facts: Mapping[str, Any]) -> None:
+        self._remove_bar()
+        self.say(f"  {facts['criterion']}: {facts['seconds']:.1f} s")
+
     def _on_cut(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()
         self.say(

@@ -4,28 +4,54 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from secateurs import files
 from secateurs.criteria import names
-from secateurs.data import DataSource
-from secateurs.errors import RunError, UnknownNameError
+from secateurs.errors import BudgetError, DataError, UnknownNameError
 from secateurs.graph import trace
-from secateurs.jobs.settings import DataSettings, SensitivitySettings, absolute_data
-from secateurs.jobs.workplace import Job, data_of, images_for, open_run, threads
-from secateurs.models import Architecture, build
+from secateurs.jobs.subjects import SubjectSettings, model_and_images
+from secateurs.jobs.workplace import Job, open_run, threads
 from secateurs.progress import Observer, ignore
 from secateurs.report import sensitivity_chart
 from secateurs.runs import Run
 from secateurs.sensitivities import Point, Sensitivity, sensitivity
 
 _RESULT, _TABLE, _PICTURE = "sensitivity.json", "sensitivity.csv", "sensitivity.png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivitySettings(SubjectSettings):
+    """What :func:`secateurs.jobs.sensitivity_job` is asked to do.
+
+    Attributes:
+        criterion: What decides which units of a group leave first.
+        ratios: Shares of a group's units that leave.
+        images: Validation images to measure on; all if ``None``.
+        rank_images: Training images to rank on, for a criterion that needs data; all if ``None``.
+        kinds: Kinds of groups to look at; every kind if ``None``.
+        skip: Glob patterns of groups to leave out.
+    """
+
+    criterion: str = "l1"
+    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    images: int | None = None
+    rank_images: int | None = None
+    kinds: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check()
+        for name, value in (("images", self.images), ("rank_images", self.rank_images)):
+            if value is not None and value < 1:
+                raise DataError(f"`{name} >= 1` must hold, got {name}={value}")
+        for ratio in self.ratios:
+            if not 0 < ratio < 1:
+                raise BudgetError(f"a ratio is the share that leaves, in (0, 1), got {ratio}")
 
 
 def sensitivity_job(
@@ -55,7 +81,7 @@ def sensitivity_job(
     if settings.criterion not in names():
         raise UnknownNameError("criterion", settings.criterion, names())
     with threads(settings.threads):
-        model, source, facts = _model_and_images(settings)
+        model, source, facts = model_and_images(settings)
         config = {"command": "sensitivity", **facts, "settings": settings.to_dict()}
         with open_run(Path(out), config, resume=resume) as run:
             if not (run.path / _RESULT).is_file():
@@ -90,35 +116,6 @@ def _known(run: Run) -> list[Point]:
         for event in run.events()
         if event["event"] == "point"
     ]
-
-
-def _model_and_images(settings: SensitivitySettings) -> tuple[nn.Module, DataSource, dict[str, Any]]:
-    """The model of a run, or an architecture with weights; its images; both for the configuration."""
-    if Path(settings.source).exists():
-        origin = Run(settings.source)
-        data = data_of(origin).at(settings.data)
-        source = images_for(origin, data)
-        facts = {"architecture": origin.config.get("architecture"), "data": asdict(data)}
-        return origin.model(), source, facts
-    if ":" not in settings.source:
-        raise RunError(
-            f"{settings.source!r} is neither a run directory that exists nor the name of an architecture",
-            fix="write a run directory, torchvision:NAME, timm:NAME or package.module:factory",
-        )
-    data = DataSettings(path=None if settings.data is None else absolute_data(settings.data))
-    source = data.load()
-    architecture = Architecture(
-        name=settings.source, num_classes=len(source.class_names), input_size=source.input_size
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = build(
-            architecture.name,
-            num_classes=architecture.num_classes,
-            weights=settings.weights,
-            input_size=architecture.input_size,
-        )
-    return model, source, {"architecture": architecture.to_dict(), "data": asdict(data)}
 
 
 def _write(run: Run, found: Sensitivity) -> None:

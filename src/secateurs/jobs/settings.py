@@ -289,49 +289,6 @@ class SparsifySettings(JobSettings):
         return replace(self, source=str(Path(self.source).resolve()), data=data)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SensitivitySettings(WorkSettings):
-    """What :func:`secateurs.jobs.sensitivity_job` is asked to do.
-
-    Attributes:
-        source: The run directory of a trained model, or an architecture such as ``"torchvision:resnet18"``.
-        data: A folder of images; those that the run was trained on if ``None``.
-        weights: For an architecture: a name of torchvision's or a file.
-        criterion: What decides which units of a group leave first.
-        ratios: Shares of a group's units that leave.
-        images: Validation images to measure on; all if ``None``.
-        rank_images: Training images to rank on, for a criterion that needs data; all if ``None``.
-        kinds: Kinds of groups to look at; every kind if ``None``.
-        skip: Glob patterns of groups to leave out.
-    """
-
-    source: str
-    data: str | None = None
-    weights: str = "none"
-    criterion: str = "l1"
-    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    images: int | None = None
-    rank_images: int | None = None
-    kinds: tuple[str, ...] | None = None
-    skip: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self._check()
-        for name, value in (("images", self.images), ("rank_images", self.rank_images)):
-            if value is not None and value < 1:
-                raise DataError(f"`{name} >= 1` must hold, got {name}={value}")
-        for ratio in self.ratios:
-            if not 0 < ratio < 1:
-                raise BudgetError(f"a ratio is the share that leaves, in (0, 1), got {ratio}")
-
-    def resolved(self) -> Self:
-        """The same with paths that mean the same from every folder."""
-        data = None if self.data is None else absolute_data(self.data)
-        source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
-        weights = str(Path(self.weights).resolve()) if Path(self.weights).is_file() else self.weights
-        return replace(self, source=source, data=data, weights=weights)
-
-
 def _check_untaught(recipe: Recipe, what: str) -> None:
     for name, share in (("distill", recipe.distill), ("distill_features", recipe.distill_features)):
         if share:

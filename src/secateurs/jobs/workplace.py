@@ -19,7 +19,7 @@ from secateurs.jobs.settings import DataSettings, WorkSettings
 from secateurs.progress import Event, Observer, State
 from secateurs.runs import Run, has_begun
 
-_NOT_KEPT = ("batch", "doing")
+_NOT_KEPT = ("batch", "doing", "silenced")
 _COMPARED = ("command", "architecture", "data", "settings")
 
 
@@ -68,17 +68,11 @@ class Job:
 
     def ranking_batches(self, limit: int | None) -> DataLoader[Any]:
         """Training images as they are; a seeded choice of ``limit`` of them."""
-        return self._loader(self._some(self.source.ranking, limit))
+        return self._loader(some_images(self.source.ranking, limit, self.settings.seed))
 
     def validation_batches(self, limit: int | None = None) -> DataLoader[Any]:
         """The held-out images; a seeded choice of ``limit`` of them."""
-        return self._loader(self._some(self.source.val, limit))
-
-    def _some(self, images: Any, limit: int | None) -> Any:
-        if limit is None or limit >= len(images):
-            return images
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.settings.seed))
-        return Subset(images, sorted(order[:limit].tolist()))
+        return self._loader(some_images(self.source.val, limit, self.settings.seed))
 
     def test_batches(self) -> DataLoader[Any]:
         """The images that are read once before and once after."""
@@ -98,6 +92,14 @@ class Job:
         facts = {"run": str(self.run.path), "model": model, "data": str(self.source)}
         machine = {"device": str(self.device), "threads": torch.get_num_threads()}
         self.tell(Event("started", {**facts, "notes": list(self.source.notes), **machine}))
+
+
+def some_images(images: Any, limit: int | None, seed: int) -> Any:
+    """A seeded choice of ``limit`` images of a set, in their order; the set itself if it has no more."""
+    if limit is None or limit >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return Subset(images, sorted(order[:limit].tolist()))
 
 
 class StageCheckpoint:

@@ -150,6 +150,7 @@ def compare(
         judgements.append(judge(own, found, seconds=seconds, seed=seed))
         observer(Event("judged", {"criterion": own.criterion, "seconds": round(seconds, 3)}))
     judgements.sort(key=_standing)
+    scores = {each.criterion: scores[each.criterion] for each in judgements}
     return Comparison(oracle=found, judgements=tuple(judgements), scores=scores, failed=failed)
 
 

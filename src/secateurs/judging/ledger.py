@@ -23,6 +23,7 @@ class Entry:
         losses: The loss without each of them.
         silent: How many of them were zero in the whole batch, so that nothing was run for them.
         way: How the loss was found; see `secateurs.judging.Oracle.ways`.
+        seconds: What it took, with the passes that were made for it.
     """
 
     batch: int
@@ -33,6 +34,7 @@ class Entry:
     losses: tuple[float, ...]
     silent: int
     way: str
+    seconds: float = 0.0
 
 
 class Ledger:

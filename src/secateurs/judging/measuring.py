@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
@@ -99,6 +100,7 @@ class _OneBatch:
         self._inputs, self._targets, self._examples = inputs, targets, examples
         self._place = place
         self._loss: float | None = None
+        self._begun = time.perf_counter()
 
     def run(self, left: Mapping[str, tuple[int, ...]]) -> None:
         """Measure these units."""
@@ -168,7 +170,13 @@ class _OneBatch:
             losses=tuple(self._loss if unit in silent else losses[unit] for unit in units),
             silent=len(silent),
             way=self._work.way(group.name),
+            seconds=self._lap(),
         )
+
+    def _lap(self) -> float:
+        """Seconds since this was asked before."""
+        begun, self._begun = self._begun, time.perf_counter()
+        return self._begun - begun
 
     def _replayed(self, group: Group, units: list[int]) -> dict[int, float]:
         losses: dict[int, float] = {}

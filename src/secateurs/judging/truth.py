@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -38,7 +37,7 @@ class Oracle:
         left_out: Groups that cannot be silenced, with the reason.
         silent: Pairs of unit and batch for which nothing was run, since the unit was zero in the whole batch.
         pairs: Pairs of unit and batch in all.
-        seconds: What this call took; a ledger's earlier entries are not counted.
+        seconds: What the passes took, those of a ledger's earlier entries too.
     """
 
     changes: Mapping[str, Tensor]
@@ -143,7 +142,6 @@ def oracle(
     """
     from secateurs.judging.measuring import Measuring
 
-    started = time.perf_counter()
     chosen = _chosen(graph, units)
     book = Ledger() if ledger is None else ledger
     measuring = Measuring(
@@ -151,7 +149,7 @@ def oracle(
     )
     measuring.run(data)
     entries = book.of(measuring.chosen)
-    return _summed(graph, entries, measuring.left_out, time.perf_counter() - started)
+    return _summed(graph, entries, measuring.left_out)
 
 
 def sample_units(
@@ -222,7 +220,7 @@ def _chosen(graph: Graph, units: Mapping[str, Sequence[int]] | None) -> dict[str
     return {name: sorted(set(indices)) for name, indices in units.items() if len(indices)}
 
 
-def _summed(graph: Graph, entries: Sequence[Entry], left_out: Mapping[str, str], seconds: float) -> Oracle:
+def _summed(graph: Graph, entries: Sequence[Entry], left_out: Mapping[str, str]) -> Oracle:
     """The means over all examples, from what was found on each batch."""
     sums = {each.group: torch.zeros(graph.by_name[each.group].size).double() for each in entries}
     counted = {each.group: torch.zeros(graph.by_name[each.group].size).double() for each in entries}
@@ -249,5 +247,5 @@ def _summed(graph: Graph, entries: Sequence[Entry], left_out: Mapping[str, str],
         left_out=left_out,
         silent=sum(each.silent for each in entries),
         pairs=sum(len(each.units) for each in entries),
-        seconds=seconds,
+        seconds=sum(each.seconds for each in entries),
     )

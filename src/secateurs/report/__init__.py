@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from secateurs.report.agreement import correlation_chart, ranks_chart
 from secateurs.report.charts import LayerCut, accuracy_chart, before_after_chart, removed_chart
 from secateurs.report.curves import sensitivity_chart
 
-__all__ = ["LayerCut", "accuracy_chart", "before_after_chart", "removed_chart", "sensitivity_chart"]
+__all__ = [
+    "LayerCut",
+    "accuracy_chart",
+    "before_after_chart",
+    "correlation_chart",
+    "ranks_chart",
+    "removed_chart",
+    "sensitivity_chart",
+]
