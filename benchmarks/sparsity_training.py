@@ -1,7 +1,7 @@
 """CIFAR-10 ResNet-20: training for sparsity before a cut, against plain training of the same length.
 
-Every network is trained for --epochs, with a method or without, then cut to the same share of MACs, then
-fine-tuned for --finetune-epochs. A method is compared with plain training that is cut by the same ranking.
+Every network is trained for --epochs, with a method or without, then cut to the same share of MACs, repaired,
+and fine-tuned for --finetune-epochs. Compare a method with the plain training that the same ranking cuts.
 
 Run: python -m benchmarks.sparsity_training [--epochs 2] [--finetune-epochs 1] [--images 4000] [--seeds 1]
 """
@@ -21,7 +21,7 @@ import secateurs
 from benchmarks.cifar_resnet56 import top1
 from benchmarks.common import arguments, augmented, cifar10, header, pretrained
 from secateurs.errors import BudgetError
-from secateurs.recovery import Recipe, finetune
+from secateurs.recovery import Recipe, finetune, repair
 from secateurs.recovery.sparsify import METHODS, Sparsifier, sparsifier
 
 # How far the pull alone would take what it acts on over the whole training: a scale of a batch norm by 0.4, a
@@ -36,13 +36,14 @@ class Row:
 
     trained: list[float] = field(default_factory=list)
     cut: list[float] = field(default_factory=list)
+    repaired: list[float] = field(default_factory=list)
     tuned: list[float] = field(default_factory=list)
     macs: list[float] = field(default_factory=list)
 
     def cells(self) -> list[str]:
         """Means, with the standard deviation where there are several seeds."""
         cells = [f"{statistics.mean(self.macs):.3f}"]
-        for values in (self.trained, self.cut, self.tuned):
+        for values in (self.trained, self.cut, self.repaired, self.tuned):
             spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{100 * statistics.mean(values):.1f}{spread}")
         return cells
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repair", default="batch-norm", help="none, batch-norm, compensate or reconstruct")
+    parser.add_argument("--repair-images", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--pull", type=float, default=1.0, help="factor on all strengths")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -71,8 +74,10 @@ def main() -> None:
     graph = secateurs.trace(base, images[:2])
     print(f"before: top-1 {top1(base, *test):.4f} on {len(test[1])} test images")
     methods = {name: method_for(name, graph, base, args) for name in args.methods.split(",")}
-    rankings = list(dict.fromkeys((kind.criterion, kind.scope) for kind in methods.values()))
-    ways: list[tuple[str, Sparsifier | None, list[tuple[str, str]]]] = [("none", None, rankings)]
+    rankings: list[tuple[str, Any]] = list(
+        dict.fromkeys((kind.criterion, kind.scope) for kind in methods.values())
+    )
+    ways: list[tuple[str, Sparsifier | None, list[tuple[str, Any]]]] = [("none", None, rankings)]
     ways += [(name, kind, [(kind.criterion, kind.scope)]) for name, kind in methods.items()]
     rows: dict[tuple[str, str, str], Row] = {}
     for seed in range(args.seeds):
@@ -83,15 +88,20 @@ def main() -> None:
             print(f"seed {seed}, {name}: {accuracy:.4f} after {seconds:.0f} s", flush=True)
             for criterion, scope in cuts:
                 row = rows.setdefault((name, criterion, scope), Row())
-                smaller, share = cut(model, graph, criterion, scope, args.macs)
+                scores = secateurs.score(model, graph, criterion)
+                plan = secateurs.plan(graph, scores, secateurs.Budget(macs=args.macs), scope=scope)
+                smaller = secateurs.apply(model, plan)
                 row.trained.append(accuracy)
-                row.macs.append(share)
+                row.macs.append(plan.after.macs / plan.before.macs)
                 row.cut.append(top1(smaller, *test))
+                repair(model, smaller, plan, images[: args.repair_images].split(100), how=args.repair)
+                row.repaired.append(top1(smaller, *test))
                 tuned = trained(smaller, images, labels, args, args.finetune_epochs, seed, None)
                 row.tuned.append(top1(tuned, *test))
-                print(f"  {criterion}, {scope}: {row.cut[-1]:.4f} cut, {row.tuned[-1]:.4f} tuned", flush=True)
-    print("\n| method | ranking | MACs | before the cut | right after | fine-tuned |")
-    print("| --- | --- | --- | --- | --- | --- |")
+                print(f"  {criterion}, {scope}: {row.cut[-1]:.4f} cut, {row.repaired[-1]:.4f} repaired, "
+                      f"{row.tuned[-1]:.4f} tuned", flush=True)  # fmt: skip
+    print("\n| method | ranking | MACs | before the cut | right after | repaired | fine-tuned |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for (name, criterion, scope), row in sorted(rows.items(), key=lambda item: item[0][1:]):
         print(f"| {name} | {criterion}, {scope} | {' | '.join(row.cells())} |")
 
@@ -141,15 +151,6 @@ def trained(
         regularizer=method,
     )
     return model
-
-
-def cut(
-    model: nn.Module, graph: secateurs.Graph, criterion: str, scope: Any, macs: float
-) -> tuple[nn.Module, float]:
-    """The smaller model, and the share of the MACs that it needs."""
-    scores = secateurs.score(model, graph, criterion)
-    plan = secateurs.plan(graph, scores, secateurs.Budget(macs=macs), scope=scope)
-    return secateurs.apply(model, plan), plan.after.macs / plan.before.macs
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class GroupLasso(Sparsifier):
     """
 
     name: ClassVar[str] = "group-lasso"
+    criterion: ClassVar[str] = "mean-weight"  # as the pull, it does not favour units of many weights
 
     def __init__(
         self,
