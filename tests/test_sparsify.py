@@ -138,9 +138,18 @@ def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_slimming_is_the_subgradient_of_the_absolute_scales(kind: Callable[[], nn.Module]) -> None:
     model, graph = made(kind)
-    found = pulled(Slimming(graph, strength=0.3), model)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.weight.data[::2] *= -1
+    found = pulled(Slimming(graph, strength=0.3), model)
     assert_close(found, of_formula(model, 0.3 * sum(norm.weight.abs().sum() for norm in norms)))
+
+
+def test_scales_of_groups_that_are_skipped_are_not_pulled() -> None:
+    model, graph = made(ResidualStream)
+    found = pulled(Slimming(graph, skip=["inner"]), model)
+    assert found["outer_norm.weight"].all()
+    assert not found["inner_norm.weight"].any()
 
 
 @pytest.mark.parametrize("kind", [*MODELS, NoNorm])
