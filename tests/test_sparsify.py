@@ -251,6 +251,21 @@ def test_the_geometric_median_zeroes_what_the_others_replace(rate_dist: float, r
         assert {unit for unit in range(8) if zero[unit]} == expected
 
 
+def test_by_distance_alone_it_ranks_as_the_criterion_does() -> None:
+    model, graph = made(ResidualStream)
+    expected = secateurs.score(model, graph, "fpgm")
+    found = secateurs.score(model, graph, GeometricMedian(graph).importance)
+    for group in graph.groups:
+        torch.testing.assert_close(found[group.name], expected[group.name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_ranking_that_fits_exists(name: str) -> None:
+    model, graph = made(ResidualStream)
+    scores = secateurs.score(model, graph, METHODS[name].criterion)
+    assert len(secateurs.plan(graph, scores, secateurs.Budget(units=0.5), scope=METHODS[name].scope))
+
+
 def test_the_cut_after_soft_pruning_takes_what_is_zero() -> None:
     for name in ("sfp", "fpgm"):
         model, graph = made(ResidualStream)
