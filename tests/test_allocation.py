@@ -12,6 +12,8 @@ from torch import nn
 import secateurs
 from secateurs import Budget, Remove
 from secateurs.errors import PlanError, UnknownNameError
+from secateurs.jobs.cuts import curves_for
+from secateurs.jobs.settings import PruneSettings
 from secateurs.planning.allocation import marginal_savings, spending_order
 
 
@@ -202,3 +204,37 @@ def test_an_allocation_that_cannot_be_is_refused() -> None:
         secateurs.plan(GRAPH, plain, Budget(macs=0.4), allocation="error")
     with pytest.raises(UnknownNameError, match="unknown allocation 'eror'; did you mean 'error'"):
         secateurs.plan(GRAPH, scored(), Budget(macs=0.4), allocation="eror")  # type: ignore[arg-type]
+
+
+def test_steps_spend_by_the_curves_of_the_criterion_or_of_reconstruction() -> None:
+    torch.manual_seed(0)
+    model, data = Funnel(), [torch.randn(40, 5)]
+    budget = Budget(macs=0.4)
+    for criterion in ("reconstruction", "l2"):
+        *_, step = secateurs.prune_steps(
+            model, data[0][:2], criterion=criterion, budget=budget, steps=2, data=data, allocation="error"
+        )
+        assert step.scores.criterion == criterion
+        assert step.plan.source["allocation"] == "error"
+        assert secateurs.trace(step.model, data[0][:2]).cost().macs <= 0.4 * GRAPH.cost().macs
+    once = next(
+        secateurs.prune_steps(
+            model, data[0][:2], criterion="l2", budget=budget, data=data, allocation="error"
+        )
+    )
+    curves_of = secateurs.score(model, GRAPH, "reconstruction", data=data)
+    ranks = secateurs.score(model, GRAPH, "l2")
+    assert kept(once.plan) == kept(secateurs.plan(GRAPH, ranks, budget, allocation=curves_of))
+    with pytest.raises(UnknownNameError, match="unknown allocation 'eror'"):
+        next(secateurs.prune_steps(model, data[0], budget=budget, allocation="eror"))  # type: ignore[arg-type]
+
+
+def test_a_job_says_by_whose_curves_it_spends() -> None:
+    def settings(**options: str) -> PruneSettings:
+        return PruneSettings(source="run", target=("macs", 0.5), **options)  # type: ignore[arg-type]
+
+    assert curves_for(settings()) is None
+    assert curves_for(settings(allocation="error")) == "reconstruction"
+    assert curves_for(settings(allocation="error", criterion="thinet")) == "thinet"
+    with pytest.raises(UnknownNameError, match="unknown allocation 'errors'; did you mean 'error'"):
+        settings(allocation="errors")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.greedy import greedy
 from secateurs.criteria.normalizations import Normalization
-from secateurs.criteria.protocol import Scores
+from secateurs.criteria.protocol import Scores, resolve
 from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import BudgetError, TrainingError, UnknownNameError
 from secateurs.graph import Graph, Inputs, trace
@@ -68,7 +68,8 @@ def prune_steps(
     skip: Sequence[str] = (),
     shares: Mapping[str, float] | None = None,
     min_units: Least = 1,
-    allocation: Mapping[str, int] | None = None,
+    allocation: Mapping[str, int] | Literal["error"] | None = None,
+    curves: AnyCriterion | None = None,
     selection: Selection = "independent",
     normalization: Normalization = None,
     pace: Pace = "geometric",
@@ -93,7 +94,10 @@ def prune_steps(
         skip: See `plan`.
         shares: See `plan`; of the first model's units, after the last step.
         min_units: See `plan`; of the first model's units.
-        allocation: See `plan`; after the last step.
+        allocation: See `plan`; after the last step. ``"error"`` takes the error curves of the criterion, or
+            where it has none those of ``"reconstruction"``, from the same pass over the data.
+        curves: A criterion whose error curves the budget is spent by, where `allocation` holds numbers for
+            some groups.
         selection: Which units of a group leave, where the ranking has decided how many: its lowest, ranked
             ``"independent"`` of other groups or ``"greedy"`` (see `secateurs.criteria.greedy`); or a function
             ``(model, graph, plan) -> plan`` that chooses again.
@@ -113,7 +117,7 @@ def prune_steps(
 
     Example:
         >>> import torch
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> goal = Budget(macs=0.25)
         >>> for step in prune_steps(net, torch.randn(1, 4), criterion="l2", budget=goal, steps=2):
@@ -133,13 +137,17 @@ def prune_steps(
     if isinstance(selection, str) and selection not in SELECTIONS:
         raise UnknownNameError("selection", selection, SELECTIONS)
     current, graph = model, trace(model, inputs)
+    if allocation == "error":
+        allocation, curves = None, with_curves(criterion)
+    elif isinstance(allocation, str):
+        raise UnknownNameError("allocation", allocation, ["error"])
     limits = Limits.of(
         graph, shares=shares, min_units=min_units, allocation=allocation, kinds=kinds, skip=skip
     )
     whole = Amounts.of(graph, kinds=kinds, skip=skip)
     now = whole
     for number in range(1, steps + 1):
-        scores = score(current, graph, criterion, data=data, loss_fn=loss_fn, normalization=normalization)
+        scores, errors = _scored(current, graph, criterion, curves, data, loss_fn, normalization)
         here = budget
         if isinstance(budget, Budget):
             goal = paced_share(pace, number / steps, budget.share)
@@ -155,6 +163,7 @@ def prune_steps(
             kinds=kinds,
             skip=left,
             allocation=kept if budget is None or kept else None,
+            curves=errors,
             min_units=least,
             rescore=greedy(current, graph, criterion) if selection == "greedy" else None,
         )
@@ -178,6 +187,28 @@ def prune_steps(
         if number < steps:
             graph = trace(current, inputs)
             now = Amounts.of(graph, kinds=kinds, skip=skip, units=now.units - len(decided))
+
+
+def with_curves(criterion: AnyCriterion) -> AnyCriterion:
+    """The criterion itself if it has error curves, or else reconstruction."""
+    return criterion if resolve(criterion)[1].has_curves else "reconstruction"
+
+
+def _scored(
+    model: nn.Module,
+    graph: Graph,
+    criterion: AnyCriterion,
+    curves: AnyCriterion | None,
+    data: Iterable[Any] | None,
+    loss_fn: LossFunction | None,
+    normalization: Normalization,
+) -> tuple[Scores, Mapping[str, Tensor] | None]:
+    """Importances, and the error curves by which the budget is spent, in one pass over the data."""
+    wanted = [criterion] if curves is None or curves == criterion else [criterion, curves]
+    found = list(
+        score(model, graph, wanted, data=data, loss_fn=loss_fn, normalization=normalization).values()
+    )
+    return found[0], None if curves is None else found[-1].curves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

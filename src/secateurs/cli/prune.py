@@ -75,6 +75,13 @@ def prune(
     min_units: Annotated[
         str, typer.Option(help="What every group keeps at least: a number of units, or a share as 0.1.")
     ] = "1",
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help="error: spend the target where the error is least for what it saves, by the curves of "
+            "--criterion reconstruction (units may be ranked by another); none: by --scope."
+        ),
+    ] = "none",
     selection: Annotated[
         str,
         typer.Option(
@@ -172,6 +179,7 @@ def prune(
             skip=spared,
             shares=given,
             min_units=parse_least(min_units),
+            allocation=allocation,
             selection=selection,
             normalization=normalization,
             rank_images=rank_images,

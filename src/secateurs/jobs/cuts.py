@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from secateurs.criteria import Criterion, Random, names, normalization_names
+from secateurs.criteria.scoring import AnyCriterion
 from secateurs.errors import UnknownNameError
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
 from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.limits import Limits, candidates, still_there
 from secateurs.progress import derive_seed
-from secateurs.pruning import Amounts, Selection
+from secateurs.pruning import Amounts, Selection, with_curves
 
 
 def amounts_of(graph: Graph, settings: PruneSettings, units: int | None = None) -> Amounts:
@@ -77,6 +78,11 @@ def criterion_for(settings: PruneSettings, stage: int) -> str | Criterion:
 def selection_for(settings: PruneSettings) -> Selection:
     """Which units leave where the ranking has decided how many."""
     return "greedy" if settings.selection == "greedy" else "independent"
+
+
+def curves_for(settings: PruneSettings) -> AnyCriterion | None:
+    """The criterion by whose error curves the budget is spent; None where it is not."""
+    return with_curves(settings.criterion) if settings.allocation == "error" else None
 
 
 def layer_cuts(graph: Graph, decided: Plan, settings: PruneSettings) -> list[dict[str, Any]]:

@@ -12,7 +12,15 @@ from torch.nn.functional import cross_entropy
 
 from secateurs.errors import TrainingStoppedError
 from secateurs.graph import Graph, trace
-from secateurs.jobs.cuts import amounts_of, check_reach, criterion_for, cuttable, layer_cuts, selection_for
+from secateurs.jobs.cuts import (
+    amounts_of,
+    check_reach,
+    criterion_for,
+    curves_for,
+    cuttable,
+    layer_cuts,
+    selection_for,
+)
 from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
@@ -203,6 +211,7 @@ class _Pruning:
             skip=still_there(graph, settings.skip),
             allocation=kept or None,
             min_units=least,
+            curves=curves_for(settings),
             selection=selection_for(settings),
             normalization=settings.normalization,
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("macs", "params", "units")
 SELECTIONS = ("greedy", "independent")
+ALLOCATIONS = ("error", "none")
 STOPS = ("accuracy-drop",)
 
 
@@ -154,6 +155,8 @@ class PruneSettings(JobSettings):
         min_units: What every group keeps at least: a number of units, or a share of its own.
         selection: Which units leave where the ranking has decided how many: ``"independent"``,
             ``"greedy"`` or ``"particles"``.
+        allocation: ``"error"`` spends the budget where the error is least for what that saves, by the error
+            curves of the criterion, or of ``"reconstruction"`` where it has none; ``"none"`` by ``scope``.
         normalization: Of the importances in each group; the criterion's own if ``None``.
         rank_images: Training images to rank on; all if ``None``.
         pace: How ``target`` and ``shares`` are spread over the iterations: ``"geometric"``, ``"linear"``,
@@ -180,6 +183,7 @@ class PruneSettings(JobSettings):
     shares: Mapping[str, float] | None = None
     min_units: int | float = 1
     selection: str = "independent"
+    allocation: str = "none"
     normalization: str | None = None
     rank_images: int | None = None
     pace: str | None = None
@@ -213,6 +217,7 @@ class PruneSettings(JobSettings):
             raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
         for kind, given, known in (
             ("selection", self.selection, SELECTIONS),
+            ("allocation", self.allocation, ALLOCATIONS),
             ("pace", self.usual_pace, PACES),
             ("repair", self.repair, WAYS),
             ("stopping rule", (self.until or STOPS)[0], STOPS),
