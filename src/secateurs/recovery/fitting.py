@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from secateurs.recovery.moments import Moments, sampled
+from secateurs.recovery.moments import Moments, rows_wanted, sampled
 from secateurs.recovery.passes import Reading
 from secateurs.recovery.points import Chain, Norm
 from secateurs.recovery.readers import Reader
@@ -102,11 +102,12 @@ class Equations:
     Args:
         fit: What is fitted.
         device: Where the sums are kept.
+        batches: How many batches there will be.
     """
 
-    def __init__(self, fit: Fit, device: torch.device) -> None:
+    def __init__(self, fit: Fit, device: torch.device, batches: int) -> None:
         outputs = len(fit.kept)
-        self.fit = fit
+        self.fit, self._rows = fit, rows_wanted(fit.columns, batches)
         self.missing = Moments(fit.columns, outputs // fit.groups, groups=fit.groups, device=device)
         self.wanted = Moments(0, outputs, device=device)
 
@@ -128,7 +129,7 @@ class Equations:
         """
         reader = self.fit.links[0].reader
         count = reader.positions(smaller)
-        places = sampled(count, chance) if self.fit.weights else torch.arange(count)
+        places = sampled(count, chance, self._rows) if self.fit.weights else torch.arange(count)
         aim = reader.at(original, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
         aim = aim * self.fit.factors.to(aim)
         missing = aim - reader.at(smaller, places).double()

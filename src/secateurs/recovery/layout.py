@@ -38,7 +38,7 @@ class Layout:
 
 
 def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *, weights: bool) -> Layout:
-    """Find the layers that read what left, and the points where their outputs matter.
+    """Find the layers that read what left, or values that changed, and the points where their outputs matter.
 
     Args:
         model: The original, in evaluation mode.
@@ -56,14 +56,15 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
             "the smaller network calls other functions than the original, so their values cannot be compared",
             fix="repair(model, apply(model, plan), plan, batches)",
         )
-    search = _Search(whole, small, tensors_of(model), tensors_of(smaller), plan)
+    consumers = {axis.parameter for axis in plan.axes if axis.silenced}
+    mixed = any(group.mixed_by for group in plan.groups)
+    changed = {axis.parameter for axis in plan.axes} if mixed else consumers
+    behind = small.behind(changed) if weights else set()  # what a constant can mend is behind the cut itself
+    search = _Search(whole, small, tensors_of(model), tensors_of(smaller), plan, behind)
     found = search.links()
     fits: list[Fit] = []
     for links in _together(found, small).values():
         fits += _fits(links, search, weights)
-    consumers = {axis.parameter for axis in plan.axes if axis.silenced}
-    mixed = any(group.mixed_by for group in plan.groups)
-    changed = {axis.parameter for axis in plan.axes} if mixed else consumers
     return Layout(
         fits=tuple(sorted(fits, key=lambda fit: fit.point)),
         left=search.left,
@@ -111,8 +112,16 @@ class _Search:
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         plan: Plan,
+        behind: set[int],
     ) -> None:
-        self.whole, self.small, self.before, self.after, self.plan = whole, small, before, after, plan
+        self.whole, self.small, self.before, self.after, self.plan, self.behind = (
+            whole,
+            small,
+            before,
+            after,
+            plan,
+            behind,
+        )
         self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
         self.left: dict[str, str] = {}
         self.rows: dict[str, tuple[Tensor, Tensor]] = {}
@@ -128,9 +137,10 @@ class _Search:
                 continue
             reading, outputs, _ = place
             produced.add((name, outputs))
-            if self.cuts.get((name, reading)):
+            is_cut = bool(self.cuts.get((name, reading)))
+            if is_cut or call in self.behind:
                 reason = self._add(call, reader, name, found)
-                if reason:
+                if reason and is_cut:
                     self.left[name] = reason
         known = {link.name for link in found} | set(self.left)
         for axis in self.plan.axes:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 ROWS = 4096  # positions of one batch that enter one set of normal equations
+_LEAST = 1 << 15  # positions of all batches, where they are read for a fit
+_A_COLUMN = 16  # the same for each column: what a fit errs by falls with its inverse
 WIDEST = 8192  # columns of normal equations: 512 MiB of products, and minutes to solve
 
 
@@ -148,6 +150,16 @@ class Moments:
         if not self.count:
             raise TrainingError("the data gave no batch", fix="pass batches of inputs, a few hundred images")
         return self.count
+
+
+def rows_wanted(columns: int, batches: int) -> int:
+    """Positions to read of each batch, so that all together suffice for equations of so many columns.
+
+    Example:
+        >>> rows_wanted(columns=100, batches=8), rows_wanted(columns=4000, batches=8)
+        (4096, 8000)
+    """
+    return -(-max(_LEAST, _A_COLUMN * columns) // batches)
 
 
 def sampled(count: int, chance: torch.Generator, rows: int = ROWS) -> Tensor:

@@ -188,16 +188,21 @@ class Recorder(TorchFunctionMode):
             homes=tuple(homes),
         )  # fmt: skip
 
+    def behind(self, names: Collection[str]) -> set[int]:
+        """The calls that are given other values where the calls with these parameters give others."""
+        changed: set[int] = set()
+        found = set()
+        for number, makers in enumerate(self._makers):
+            if not changed.isdisjoint(makers):
+                found.add(number)
+            if number in found or not self._named[number].isdisjoint(names):
+                changed.add(number)
+        return found
+
     def norms_behind(self, names: Collection[str]) -> list[Tensor]:
         """The running means of the batch norms that see other values where these parameters change."""
-        changed: set[int] = set()
-        found = []
-        for number in range(len(self.names)):
-            if self._named[number] & set(names) or changed & set(self._makers[number]):
-                changed.add(number)
-                if number in self._norms and changed & set(self._makers[number]):
-                    found.append(self._norms[number].mean)
-        return found
+        behind = self.behind(names)
+        return [norm.mean for number, norm in self._norms.items() if number in behind]
 
     def _is_own(self, norm: Norm) -> bool:
         tensors = (norm.mean, norm.var, norm.weight, norm.bias)

@@ -99,10 +99,10 @@ def repair(
     * ``"batch-norm"``: the batch norms behind the cut get the mean and variance of what they see now.
     * ``"compensate"``: what is missing on average where a layer's outputs matter goes into its bias, or the
       running mean of the norm behind it. Exact where the removed units were constant.
-    * ``"reconstruct"``: the layers that read what left are refitted by ridge regression with a bias, one
-      after another: from their inputs in the smaller network to the values of the original where their
-      outputs matter, behind the residual sum where there is one. Fitted batch norms get the statistics of
-      what they see.
+    * ``"reconstruct"``: the layers that read what left, or values that changed with it, are refitted by ridge
+      regression with a bias, one after another: from their inputs in the smaller network to the values of the
+      original where their outputs matter, behind the residual sum where there is one. Fitted batch norms get
+      the statistics of what they see.
 
     Args:
         model: The network before the cut; it is not changed.
@@ -189,6 +189,7 @@ class _Repairing:
     def fit(self, layout: Layout, ridge: float) -> list[Repaired]:
         """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
         room = self.memory // max(layout.held, 1)
+        batches = len(self.inputs) * (self.accelerator.num_processes if self.accelerator is not None else 1)
         pairs = [
             _Pair(
                 self,
@@ -202,7 +203,7 @@ class _Repairing:
         done = []
         try:
             for fit in layout.fits:
-                equations = Equations(fit, device_of(self.smaller))
+                equations = Equations(fit, device_of(self.smaller), batches)
                 for pair in pairs:
                     pair.show(equations)
                 if self.accelerator is not None:

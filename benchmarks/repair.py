@@ -1,0 +1,105 @@
+"""What a repair in closed form gives back: CIFAR-10 ResNet-56 at half of its MACs, without labels.
+
+Run: python benchmarks/repair.py [--images 2000] [--threads 1] [--curve] [--large]
+
+The inner channels of each block are cut to the same share by their L2 norms. `--curve` repairs on 100, 500,
+2,000 and 10,000 images; `--large` repairs a torchvision resnet50 with random weights on random images of 224
+pixels, for the time and the memory alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import secateurs
+from benchmarks.cifar_resnet56 import top1
+from benchmarks.common import CifarResNet, arguments, cifar10, header
+from secateurs.recovery import repair
+
+TESTED = 3000
+
+
+def uniform(model: nn.Module, example: Tensor, names: tuple[str, ...], share: float) -> secateurs.Plan:
+    """The plan that keeps the same share of every group whose name ends in one of `names`, by L2 norm."""
+    graph = secateurs.trace(model, example)
+    scores = secateurs.score(model, graph, "l2")
+    removed = {}
+    for group in graph.groups:
+        if "." in group.name and group.name.endswith(names):
+            kept = max(1, int(share * group.size))
+            removed[group.name] = scores[group.name].argsort()[: group.size - kept].tolist()
+    return secateurs.Plan.of(graph, removed)
+
+
+def pretrained(args: argparse.Namespace) -> nn.Module:
+    """ResNet-56 with its published weights."""
+    model = CifarResNet(56)
+    weights = load_file(args.data / "weights" / "cifar_resnet56.safetensors")
+    missing = model.load_state_dict(weights, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+    return model.eval()
+
+
+def cifar(args: argparse.Namespace) -> None:
+    """The table, and the curve over images."""
+    train_x, _ = cifar10(args.data, "train")
+    test_x, test_y = (part[:TESTED] for part in cifar10(args.data, "test"))
+    order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(args.seed))
+    model = pretrained(args)
+    plan = uniform(model, test_x[:1], ("conv1",), args.share)
+    print(f"# {plan}, {plan.before.macs / plan.after.macs:.2f}x fewer MACs; {TESTED} test images")
+    print(f"{'before the cut':<14} top-1 {top1(model, test_x, test_y):.4f}")
+    runs = [(how, args.images) for how in args.how]
+    runs += [("reconstruct", count) for count in (100, 500, 2000, 10000) if args.curve]
+    for how, count in runs:
+        small, started = secateurs.apply(model, plan), time.process_time()
+        done = repair(model, small, plan, train_x[order[:count]].split(100), how=how, ridge=args.ridge)
+        seconds = time.process_time() - started
+        print(
+            f"{how:<14} top-1 {top1(small, test_x, test_y):.4f}, {done.images:,} images, "
+            f"{seconds:.1f} s of CPU, at most {done.peak_bytes / 2**20:,.0f} MiB; {done}",
+            flush=True,
+        )
+
+
+def large(args: argparse.Namespace) -> None:
+    """A torchvision resnet50 at 224 pixels: time and memory."""
+    torch.manual_seed(args.seed)
+    model = torchvision.models.resnet50(weights=None).eval()
+    images = torch.randn(args.large, 3, 224, 224)
+    plan = uniform(model, images[:1], ("conv1", "conv2"), args.share)
+    small, started = secateurs.apply(model, plan), time.process_time()
+    done = repair(model, small, plan, images.split(4))
+    seconds = time.process_time() - started
+    print(
+        f"resnet50 at 224 pixels: {seconds:.1f} s of CPU, {done.peak_bytes / 2**20:,.0f} MiB; {plan}; {done}"
+    )
+
+
+def main() -> None:
+    """Print a line for each way, each number of images, and the larger network."""
+    parser = arguments("Repair a cut in closed form.")
+    parser.add_argument("--images", type=int, default=2000, help="unlabelled training images")
+    parser.add_argument("--share", type=float, default=0.4701, help="share of inner channels that remains")
+    parser.add_argument("--how", nargs="*", default=["none", "batch-norm", "compensate", "reconstruct"])
+    parser.add_argument("--ridge", type=float, default=1e-3)
+    parser.add_argument("--curve", action="store_true", help="also 100, 500, 2,000 and 10,000 images")
+    parser.add_argument("--large", type=int, nargs="?", const=64, help="also resnet50, on that many images")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    header("Repair in closed form, without labels")
+    if args.how or args.curve:
+        cifar(args)
+    if args.large:
+        large(args)
+
+
+if __name__ == "__main__":
+    main()
