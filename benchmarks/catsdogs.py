@@ -21,7 +21,7 @@ _TRAIN = (
 )
 _PRUNE = (
     "--iterations 2 --finetune-epochs 1 --final-epochs 4 --round-to 8 --rank-images 256 "
-    "--reconstruct-images 320 --distill 0.7 --temperature 4 --optimizer adamw --lr 0.0001 "
+    "--repair-images 320 --distill 0.7 --temperature 4 --optimizer adamw --lr 0.0001 "
     "--warmup-epochs 0.3 --freeze-bn"
 )
 _ROWS = (

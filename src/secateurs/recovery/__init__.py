@@ -7,7 +7,6 @@ from secateurs.recovery.finetune import finetune
 from secateurs.recovery.history import Epoch, History
 from secateurs.recovery.optimizer import carry_optimizer
 from secateurs.recovery.recipe import Recipe
-from secateurs.recovery.reconstruct import Refit, reconstruct
 from secateurs.recovery.regularizer import Regularizer
 from secateurs.recovery.repair import Repair, Repaired, repair
 
@@ -15,13 +14,11 @@ __all__ = [
     "Epoch",
     "History",
     "Recipe",
-    "Refit",
     "Regularizer",
     "Repair",
     "Repaired",
     "carry_optimizer",
     "distillation_loss",
     "finetune",
-    "reconstruct",
     "repair",
 ]
