@@ -545,9 +545,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         UnknownNameError, match=re.escape("unknown criterion 'tailor'; did you mean 'taylor'?")
     ):
         scored(model, "tailor", [])
-    with pytest.raises(
-        UnknownNameError, match=r"use one of: activation, apoz, .*, l1, l2, .*, taylor-signed"
-    ):
+    with pytest.raises(UnknownNameError, match=r"use one of: activation, apoz, .*, l1, l2, .*taylor-signed"):
         scored(model, "zzz", [])
     with pytest.raises(
         UnknownNameError, match=re.escape("unknown normalization 'meen'; did you mean 'mean'?")

@@ -254,9 +254,24 @@ def test_the_penalty_on_flops_is_what_a_unit_saves_over_the_mean() -> None:
     assert all(torch.equal(named[name], ours[name]) for name in named)
 
 
+def test_kinds_are_compared_by_their_means_and_one_kind_as_it_is() -> None:
+    model = build(PooledThenFlattened)
+    graph = secateurs.trace(model, model.example())
+    raw = secateurs.score(model, graph, "l2", normalization="none")
+    found = secateurs.score(model, graph, "l2")
+    channels = torch.cat([raw[name] for name in ("conv1", "conv2", "conv3")]).mean()
+    for name in ("conv1", "conv2", "conv3"):
+        assert torch.allclose(found[name], raw[name] / channels)
+    assert torch.allclose(found["fc1"], raw["fc1"] / raw["fc1"].mean())
+    model = build(models.ResidualStream)
+    graph = secateurs.trace(model, model.example())
+    raw, found = (secateurs.score(model, graph, "l2", normalization=n) for n in ("none", None))
+    assert all(torch.equal(raw[name], found[name]) for name in raw)
+
+
 def test_bad_penalties_are_refused() -> None:
     with pytest.raises(ScoreError, match="strength >= 0 must hold, got strength=-1"):
         FlopsPenalty(strength=-1)
     with pytest.raises(UnknownNameError, match="did you mean 'mean'"):
         FlopsPenalty(base="meen")
-    assert normalization_names() == ["flops", "l1", "l2", "max", "mean", "none"]
+    assert normalization_names() == ["flops", "kind", "l1", "l2", "max", "mean", "none"]

@@ -92,7 +92,7 @@ def prune(
     normalization: Annotated[
         str | None,
         typer.Option(
-            help="Of the importances in each group: none, l1, l2, max, mean or flops.",
+            help="Of the importances in each group: none, l1, l2, max, mean, kind or flops.",
             show_default="the criterion's own",
         ),
     ] = None,

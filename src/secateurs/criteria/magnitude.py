@@ -39,6 +39,7 @@ class L1(Criterion):
     """
 
     name = "l1"
+    normalization = "kind"
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """``sum |w|`` over the producers' weights of each unit."""
@@ -51,6 +52,7 @@ class L2(Criterion):
     """The Euclidean norm of a filter's weights, over all producers of the group together."""
 
     name = "l2"
+    normalization = "kind"
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """``sqrt(sum w^2)`` over the producers' weights of each unit."""
@@ -77,6 +79,7 @@ class MeanWeight(Criterion):
     """
 
     name = "mean-weight"
+    normalization = "kind"
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """``sum |w|`` over the producers' weights of each unit, divided by their number."""
@@ -151,6 +154,7 @@ class Fpgm(Criterion):
     """
 
     name = "fpgm"
+    normalization = "kind"
 
     def importance(self, group: Group, weights: Weights) -> Tensor:
         """The sum of each unit's distances to all others."""

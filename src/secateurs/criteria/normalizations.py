@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -60,8 +60,9 @@ class FlopsPenalty:
     def __post_init__(self) -> None:
         if not self.strength >= 0:
             raise ScoreError(f"strength >= 0 must hold, got strength={self.strength}")
-        if self.base is not None and self.base not in NORMALIZATIONS:
-            raise UnknownNameError("normalization", self.base, NORMALIZATIONS)
+        known = [*NORMALIZATIONS, "kind"]
+        if self.base is not None and self.base not in known:
+            raise UnknownNameError("normalization", self.base, known)
 
     def costs(self, graph: Graph) -> dict[str, float]:
         """What a unit of each group costs: the MACs that it saves, over the mean of all units."""
@@ -74,32 +75,62 @@ class FlopsPenalty:
 Normalization: TypeAlias = str | FlopsPenalty | None
 
 
+def by_kind(values: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """Importances divided by the mean over all units of the same kind; as they are where there is one kind.
+
+    Sizes of weights of different kinds say nothing of each other: a channel of a transformer's stream is made
+    by dozens of matrices, a neuron by one row, and by size alone no channel would ever leave.
+
+    Example:
+        >>> import secateurs
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> graph = secateurs.trace(net, torch.zeros(1, 1, 2, 2))
+        >>> values = by_kind({"0": torch.tensor([10., 30.]), "2": torch.tensor([1., 2.])}, graph)
+        >>> values["0"].tolist(), [round(value, 2) for value in values["2"].tolist()]
+        ([0.5, 1.5], [0.67, 1.33])
+    """
+    kinds: dict[str, list[Tensor]] = {}
+    for name, each in values.items():
+        kinds.setdefault(graph.by_name[name].kind, []).append(each)
+    if len(kinds) < 2:
+        return dict(values)
+    means = {kind: torch.cat(found).abs().mean().clamp(min=_TINY) for kind, found in kinds.items()}
+    return {name: each / means[graph.by_name[name].kind] for name, each in values.items()}
+
+
 def normalization_names() -> list[str]:
     """Every name that ``score(normalization=...)`` takes."""
-    return sorted([*NORMALIZATIONS, "flops"])
+    return sorted([*NORMALIZATIONS, "kind", "flops"])
 
 
-def normalizer(
-    normalization: Normalization, criterion: Criterion, graph: Graph
-) -> Callable[[str, Tensor], Tensor]:
-    """A function ``(group name, importances) -> importances``.
+def normalized(
+    values: Mapping[str, Tensor], normalization: Normalization, criterion: Criterion, graph: Graph
+) -> dict[str, Tensor]:
+    """Importances by group name, made comparable.
 
     Args:
+        values: As the criterion gives them.
         normalization: A name, a penalty, or None for the criterion's own.
         criterion: The criterion.
-        graph: The graph, for the cost of its units.
+        graph: The graph, for kind and cost of its units.
+    """
+    if isinstance(normalization, FlopsPenalty) or normalization == "flops":
+        penalty = normalization if isinstance(normalization, FlopsPenalty) else FlopsPenalty()
+        costs = penalty.costs(graph)
+        before = normalized(values, penalty.base, criterion, graph)
+        return {name: each - penalty.strength * costs[name] for name, each in before.items()}
+    name = normalization or criterion.normalization
+    if name == "kind":
+        return by_kind(values, graph)
+    return {group: NORMALIZATIONS[name](each) for group, each in values.items()}
+
+
+def check_normalization(normalization: Normalization) -> None:
+    """Refuse a normalisation that is not known.
 
     Raises:
-        UnknownNameError: There is no such normalisation.
+        UnknownNameError: There is none of this name.
     """
-    if normalization == "flops":
-        normalization = FlopsPenalty()
-    if isinstance(normalization, FlopsPenalty):
-        divide = NORMALIZATIONS[normalization.base or criterion.normalization]
-        strength, costs = normalization.strength, normalization.costs(graph)
-        return lambda name, values: divide(values) - strength * costs[name]
-    name = normalization or criterion.normalization
-    if name not in NORMALIZATIONS:
-        raise UnknownNameError("normalization", name, normalization_names())
-    divide = NORMALIZATIONS[name]
-    return lambda _, values: divide(values)
+    if isinstance(normalization, str) and normalization not in normalization_names():
+        raise UnknownNameError("normalization", normalization, normalization_names())

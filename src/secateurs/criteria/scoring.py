@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.criteria.batches import LossFunction
-from secateurs.criteria.normalizations import Normalization, normalizer
+from secateurs.criteria.normalizations import Normalization, check_normalization, normalized
 from secateurs.criteria.protocol import Criterion, Scores, WeightFunction, resolve
 from secateurs.criteria.sweep import needs_loss, sweep
 from secateurs.errors import ScoreError, UnrankedError
@@ -67,8 +67,9 @@ def score(
         data: Batches ``(inputs, targets)``, for criteria that need data; the first dimension counts examples.
             Where no criterion needs a loss, a batch may be the inputs alone.
         loss_fn: ``loss_fn(outputs, targets)``, the mean over the batch.
-        normalization: Per group: ``"none"``, ``"l2"``, ``"l1"``, ``"max"``, ``"mean"``, or ``"flops"`` for
-            `FlopsPenalty`; each criterion's own by default (``"l2"`` for the Taylor criteria).
+        normalization: Per group: ``"none"``, ``"l2"``, ``"l1"``, ``"max"``, ``"mean"``; ``"kind"`` over all
+            units of a kind; ``"flops"`` for `FlopsPenalty`. Each criterion's own by default: ``"l2"`` for the
+            Taylor criteria, ``"kind"`` for sizes of weights.
 
     Returns:
         Importances by group name, ``(units,)`` in float64; for a sequence of criteria these by its name.
@@ -88,23 +89,22 @@ def score(
     """
     several = isinstance(criterion, Sequence) and not isinstance(criterion, str)
     wanted = [resolve(item) for item in criterion] if several else [resolve(criterion)]  # type: ignore[union-attr, arg-type]
-    normalizers = {name: normalizer(normalization, item, graph) for name, item in wanted}
+    check_normalization(normalization)
     observers = [item for _, item in wanted if item.needs_data]
     if observers:
         sweep(model, graph, observers, _checked(wanted, data, loss_fn), loss_fn)
     weights = tensors_of(model)
     scores = {}
     for name, item in wanted:
-        values, missing = {}, {}
+        raw, missing = {}, {}
         for group in graph.groups:
             try:
-                raw = _importance(item, group, weights)
+                raw[group.name] = _importance(item, group, weights)
             except UnrankedError as error:
                 missing[group.name] = error
-            else:
-                values[group.name] = normalizers[name](group.name, raw)
-        if missing and not values:
+        if missing and not raw:
             raise next(iter(missing.values()))
+        values = normalized(raw, normalization, item, graph)
         curves = {group: item.curve(graph.by_name[group]) for group in values} if item.has_curves else None
         scores[name] = Scores(name, values, curves=curves, remark=item.remark, missing=missing)
     return scores if several else scores[wanted[0][0]]
