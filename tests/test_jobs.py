@@ -115,6 +115,18 @@ def test_shares_are_reached_in_equal_steps_and_resumed(
         prune_job(replace(settings, shares={"features.0": 0.5}), tmp_path / "killed", resume=True)
 
 
+def test_particles_choose_whom_and_the_ranking_how_many(trained: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"iterations": 1, "final_epochs": 0, "criterion": "l1"}
+    alone = Run(prune_job(pruning(trained, **few), tmp_path / "alone").path).plans()[0]
+    settings = pruning(trained, **few, selection="particles")
+    chosen = Run(prune_job(settings, tmp_path / "chosen").path).plans()[0]
+    again = Run(prune_job(settings, tmp_path / "again").path).plans()[0]
+    assert [(cut.name, cut.kept) for cut in alone.groups] == [(cut.name, cut.kept) for cut in chosen.groups]
+    assert chosen == again
+    assert chosen.source["selection"] == "particles"
+    assert any(event["event"] == "generation" for event in Run(tmp_path / "chosen").events())
+
+
 def test_a_target_is_met_beside_a_share(trained: Path, tmp_path: Path) -> None:
     settings = pruning(trained, shares={"features.4": 0.5}, final_epochs=0, normalization="mean")
     result = prune_job(settings, tmp_path / "pruned")

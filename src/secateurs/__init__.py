@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from secateurs.errors import SecateursError
     from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
     from secateurs.judging import Comparison, Oracle, compare, oracle
+    from secateurs.lowered import Lowered, lowering
     from secateurs.planning import Budget, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
+    from secateurs.sampling import Particles, particle_filter
     from secateurs.sensitivities import Sensitivity, sensitivity
     from secateurs.surgery import VerifyReport, apply, silenced, verify
 
@@ -29,7 +31,9 @@ __all__ = [
     "Graph",
     "Group",
     "Locked",
+    "Lowered",
     "Oracle",
+    "Particles",
     "Plan",
     "Remove",
     "Scores",
@@ -41,7 +45,9 @@ __all__ = [
     "apply",
     "compare",
     "load",
+    "lowering",
     "oracle",
+    "particle_filter",
     "plan",
     "prune_steps",
     "rule",
@@ -57,9 +63,11 @@ _HOMES = {
     "errors": ("SecateursError",),
     "graph": ("Cost", "Graph", "Group", "Locked", "Slice", "rule", "trace"),
     "judging": ("Comparison", "Oracle", "compare", "oracle"),
+    "lowered": ("Lowered", "lowering"),
     "planning": ("Budget", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),
+    "sampling": ("Particles", "particle_filter"),
     "sensitivities": ("Sensitivity", "sensitivity"),
     "surgery": ("VerifyReport", "apply", "silenced", "verify"),
 }

@@ -20,8 +20,7 @@ from secateurs.planning.limits import candidates
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import plan
 from secateurs.progress import Event, Observer, ignore
-from secateurs.surgery.apply import apply
-from secateurs.surgery.silence import silenced
+from secateurs.surgery.silence import without
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FORMAT = 1
@@ -241,8 +240,8 @@ def _measured(
     model: nn.Module, graph: Graph, scores: Scores, group: Group, kept: int, batches: Iterable[Any]
 ) -> Point:
     decided = plan(graph, scores, allocation={group.name: kept}, kinds={g.kind for g in graph.groups})
-    exact = all(cut.mixed_by is None for cut in decided.groups)
-    found = accuracy(silenced(model, decided) if exact else apply(model, decided), batches)
+    remaining, way = without(model, decided)
+    found = accuracy(remaining, batches)
     return Point(
         group=group.name,
         size=group.size,
@@ -250,7 +249,7 @@ def _measured(
         accuracy=found.top1,
         loss=found.loss,
         macs=decided.after.macs,
-        way="silenced" if exact else "cut",
+        way=way,
         along=tuple(cut.name for cut in decided.groups if cut.name != group.name),
     )
 

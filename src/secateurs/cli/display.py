@@ -98,6 +98,19 @@ class Display:
         )
         self._remove_bar()
 
+    def _on_generation(self, facts: Mapping[str, Any]) -> None:
+        if not self._live:
+            return
+        if self._bar is None:
+            self._bar = self._progress.add_task("particles", note="")
+        self._progress.update(
+            self._bar,
+            description="particles",
+            completed=facts["number"],
+            total=facts["generations"],
+            note=f"{text.share(1 - facts['error'])} with the best mask",
+        )
+
     def _on_point(self, facts: Mapping[str, Any]) -> None:
         place = f"group {facts['number']}/{facts['groups']}"
         if not self._live:

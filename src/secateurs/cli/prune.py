@@ -85,8 +85,8 @@ def prune(
     selection: Annotated[
         str,
         typer.Option(
-            help="Which units leave of a group: its lowest (independent), or the lowest without "
-            "the inputs that have left (greedy)."
+            help="Which units of a group leave: its lowest (independent), the lowest without the inputs "
+            "that have left (greedy), or those that cost fewest validation images (particles)."
         ),
     ] = "independent",
     normalization: Annotated[

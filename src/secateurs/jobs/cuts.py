@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
 from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.limits import Limits, candidates, still_there
-from secateurs.progress import derive_seed
+from secateurs.planning.particles import FilterSettings
+from secateurs.progress import Observer, derive_seed
 from secateurs.pruning import Amounts, Selection, with_curves
+from secateurs.sampling import Particles
+
+PARTICLE_IMAGES = 500  # each of some three hundred masks is tried on them
 
 
 def amounts_of(graph: Graph, settings: PruneSettings, units: int | None = None) -> Amounts:
@@ -75,9 +80,14 @@ def criterion_for(settings: PruneSettings, stage: int) -> str | Criterion:
     return settings.criterion
 
 
-def selection_for(settings: PruneSettings) -> Selection:
-    """Which units leave where the ranking has decided how many."""
-    return "greedy" if settings.selection == "greedy" else "independent"
+def selection_for(
+    settings: PruneSettings, stage: int, batches: Iterable[Any], observer: Observer
+) -> Selection:
+    """Which units leave where the ranking has decided how many; `batches` are for particles alone."""
+    if settings.selection != "particles":
+        return "greedy" if settings.selection == "greedy" else "independent"
+    seed = derive_seed(settings.seed, "particles", stage) % 2**31
+    return Particles(batches=batches, settings=FilterSettings(seed=seed, evolve=True), observer=observer)
 
 
 def curves_for(settings: PruneSettings) -> AnyCriterion | None:

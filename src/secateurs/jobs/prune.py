@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from secateurs.errors import TrainingStoppedError
 from secateurs.graph import Graph, trace
 from secateurs.jobs.cuts import (
+    PARTICLE_IMAGES,
     amounts_of,
     check_reach,
     criterion_for,
@@ -212,7 +213,9 @@ class _Pruning:
             allocation=kept or None,
             min_units=least,
             curves=curves_for(settings),
-            selection=selection_for(settings),
+            selection=selection_for(
+                settings, stage, self.job.validation_batches(PARTICLE_IMAGES), self.job.tell
+            ),
             normalization=settings.normalization,
         )
         return next(steps)

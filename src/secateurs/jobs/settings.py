@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from secateurs.data import DataSource
 
 TARGETS = ("macs", "params", "units")
-SELECTIONS = ("greedy", "independent")
+SELECTIONS = ("greedy", "independent", "particles")
 ALLOCATIONS = ("error", "none")
 STOPS = ("accuracy-drop",)
 

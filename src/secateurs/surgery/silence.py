@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.planning.plan import AxisCut, Plan
-from secateurs.surgery.apply import axes_present, check_fits
+from secateurs.surgery.apply import apply, axes_present, check_fits
 
 
 def silenced(model: nn.Module, plan: Plan) -> nn.Module:
@@ -42,6 +43,13 @@ def silenced(model: nn.Module, plan: Plan) -> nn.Module:
     tensors = tensors_of(model)
     check_fits(model, plan)
     return copy_model(model, zeroed(tensors, plan.axes), share=True)
+
+
+def without(model: nn.Module, plan: Plan) -> tuple[nn.Module, Literal["silenced", "cut"]]:
+    """The model without the units of a plan: silenced where that computes the same, or else cut."""
+    if all(group.mixed_by is None for group in plan.groups):
+        return silenced(model, plan), "silenced"
+    return apply(model, plan), "cut"
 
 
 def zeroed(tensors: Mapping[str, Tensor], axes: Iterable[AxisCut]) -> dict[str, Tensor]:
