@@ -50,6 +50,98 @@ class AttentionWrittenOut(Toy):
         return self.read(x + self.proj((weights @ value).transpose(1, 2).reshape(batch, places, width)))
 
 
+class StackedExperts(Toy):
+    """Experts whose weights are stacked, all asked: one leaves with its output of the router."""
+
+    PIXELS = (5,)
+    GROUPS = (
+        units(
+            "router",
+            6,
+            "router.weight:0",
+            "",
+            "router.bias:0 up:0 down:0",
+            kind="branch",
+            mixed=True,
+        ),
+        units("embed", 8, "embed.weight:0", "router.weight:1 up:1", "embed.bias:0", kind="neuron"),
+        units("up", 7, "up:2", "down:1"),
+        units("down", 9, "down:2", "read.weight:1"),
+    )
+    MACS = 5 * 8 + 8 * 6 + 6 * (8 * 7 + 7 * 9) + 6 * 9 + 9 * 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.read = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(9, 4)
+        self.up, self.down = nn.Parameter(torch.randn(6, 8, 7)), nn.Parameter(torch.randn(6, 7, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        shares = self.router(x).softmax(-1)
+        experts = torch.relu(x.expand(self.up.shape[0], *x.shape) @ self.up) @ self.down
+        return self.read((shares[:, None] @ experts.transpose(0, 1)).squeeze(1))
+
+
+class BranchesInAList(Toy):
+    """A learned mixture of modules in a list: Python's own loop makes the branches, so their number stays."""
+
+    PIXELS = (5,)
+    GROUPS = (
+        units(
+            "branches.0",
+            8,
+            "branches.0.weight:0 branches.1.weight:0 branches.2.weight:0",
+            "read.weight:1",
+            "branches.0.bias:0 branches.1.bias:0 branches.2.bias:0",
+            kind="neuron",
+        ),
+    )
+    LOCKED: ClassVar = {"shares:0": "one by one, as for a list of modules"}
+    LOCKED_AT = "torch.stack("
+    MACS = 3 * 5 * 8 + 8 * 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Linear(5, 8) for _ in range(3)])
+        self.shares, self.read = nn.Parameter(torch.zeros(3)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.stack([torch.relu(branch(x)) for branch in self.branches])  # (3, B, 8)
+        return self.read((self.shares.softmax(0)[:, None, None] * made).sum(0))
+
+
+class AsManyHeadsAsPairs(Toy):
+    """Four heads of four rotated pairs and eight values: heads leave alone, pairs and values together."""
+
+    PIXELS = (PLACES, 6)
+    GROUPS = (
+        units("query", 4, "query.weight:0*8 key.weight:0*8 value.weight:0*8", "out.weight:1*8", kind="head"),
+        units("query#2", 4, "query.weight:0*8 key.weight:0*8", "", "", kind="head_dim"),
+        units("value", 8, "value.weight:0*4", "out.weight:1*4", kind="neuron"),
+    )
+    TIED = (frozenset({"query#2", "value"}),)
+    MACS = PLACES * (3 * 6 * 32 + 32 * 4) + 2 * PLACES * PLACES * 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 8
+        self.query, self.key, self.value = (nn.Linear(6, 32, bias=False) for _ in range(3))
+        self.out = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            layer(x).view(*x.shape[:2], -1, self.size).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        scores = self.rotated(query) @ self.rotated(key).transpose(-2, -1)
+        return self.out((scores * 0.3).softmax(-1).matmul(value).transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * 0.8 + torch.cat([-second, first], -1) * 0.6
+
+
 class MultiQueryAttention(Toy):
     """All heads share one key and one value: a head takes its queries alone with it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -331,11 +332,19 @@ class ReadsValues(nn.Module):
         return self.fc(x if x.sum().item() > 0 else -x)
 
 
+def _source(line: str) -> str:
+    """The text of a line named as ``file.py:12 in forward`` in this file."""
+    number = int(line.rpartition(":")[2].split()[0])
+    return Path(__file__).read_text().splitlines()[number - 1]
+
+
 def test_a_model_that_reads_values_is_run_once_on_the_example() -> None:
     model = ReadsValues().eval()
     for image in (torch.randn(1, 3, 8, 8), -torch.randn(1, 3, 8, 8)):
         graph = secateurs.trace(model, image)
         assert [(group.name, group.size) for group in graph.groups] == [("conv", 8)]
+        (line,) = graph.example_only
+        assert line.endswith("in forward") and _source(line).strip().startswith("return self.fc(x if x.sum()")
         plan = secateurs.Plan.of(graph, {"conv": [0, 5]})
         secateurs.verify(model, secateurs.apply(model, plan), plan, image).raise_if_failed()
 
@@ -364,6 +373,7 @@ def test_values_of_the_input_are_known_without_data_in_the_model() -> None:
     ids = torch.tensor([[3, 4, 5, 0], [6, 7, 0, 0]])
     graph = secateurs.trace(ReadsTheInput().to("meta"), ids)
     assert [(group.name, group.size) for group in graph.groups] == [("embed", 8)]
+    assert not graph.example_only  # what follows from the input alone is the same for every weight
     model = ReadsTheInput()
     plan = secateurs.Plan.of(secateurs.trace(model, ids), {"embed": [1, 2]})
     secateurs.verify(model, secateurs.apply(model, plan), plan, ids).raise_if_failed()

@@ -80,6 +80,7 @@ def describe(graph: Graph) -> dict[str, Any]:
         "conditions": [{**_of_counts(graph, each), "outcome": each.outcome} for each in graph.conditions],
         "locked": locked,
         "unknown": dict(graph.unknown),
+        "example_only": list(graph.example_only),
     }
 
 
@@ -112,6 +113,11 @@ def _as_text(model: str, facts: dict[str, Any]) -> str:
     ]
     lines += _counts_lines("counts that forward derives from one another:", facts["tied"])
     lines += _counts_lines("comparisons that must come out as they do:", facts["conditions"])
+    if facts["example_only"]:
+        lines.append(
+            "values that depend on weights are read here; other inputs may take paths that are not shown:"
+        )
+        lines += [*(f"  {source}" for source in facts["example_only"]), ""]
     lines.append("locked:" if facts["locked"] else "locked: nothing")
     by_place: dict[tuple[str, str], list[str]] = {}
     for lock in facts["locked"]:

@@ -55,7 +55,7 @@ def prune(
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Kinds of groups to cut, with commas: channel,neuron,head,...",
+            help="Kinds of groups to cut, with commas: channel,neuron,head,branch,...",
             show_default="channel with --remove, else every kind",
         ),
     ] = None,

@@ -34,7 +34,9 @@ def sensitivity(
     ] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(help="Kinds of groups, with commas: channel,neuron,head,...", show_default="every kind"),
+        typer.Option(
+            help="Kinds of groups, with commas: channel,neuron,head,branch,...", show_default="every kind"
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="Groups to leave out, as a pattern; may be given again.")

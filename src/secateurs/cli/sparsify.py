@@ -42,7 +42,9 @@ def sparsify(
     data: Annotated[str | None, typer.Option(help="Folder of images.", show_default="the run's own")] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(help="Kinds of groups, with commas: channel,neuron,head,...", show_default="every kind"),
+        typer.Option(
+            help="Kinds of groups, with commas: channel,neuron,head,branch,...", show_default="every kind"
+        ),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Groups to leave alone, as a pattern.")] = None,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 0.01,

@@ -30,6 +30,7 @@ from secateurs.graph.records import ParameterDim
 from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import Tracer
 
+_STRONGER = {("branch", "head"), ("head_dim", "branch")}
 _POWERS = (1, -1, 0.5, -0.5, 2, 0.25, -0.25)
 
 
@@ -98,6 +99,7 @@ class GroupBuilder:
             axes=axes,
             costs=self._costs(dims),
             unknown=dict(self._tracer.unknown),
+            example_only=tuple(self._tracer.example_only),
             rescalings=self._rescalings(groups),
         )
 
@@ -234,13 +236,17 @@ class GroupBuilder:
         return "producer" if "producer" in roles else "consumer" if "consumer" in roles else "carrier"
 
     def _named_kinds(self) -> dict[int, Kind]:
-        """Kinds that the rules know of, by group."""
+        """Kinds that the rules know of, by group: the first, but heads before branches before head dims.
+
+        Heads may have a matrix each, as branches do, and the sum over branches looks like one over a head.
+        """
         found: dict[int, Kind] = {}
         for dim, kind in self._tracer.kinds:
             for factor in self.unit_factors(dim):
                 units = factor[factor != NO_UNIT]
-                for group in np.unique(self._unit_group[units]):
-                    found.setdefault(int(group), cast(Kind, kind))
+                for group in np.unique(self._unit_group[units]).tolist():
+                    if group not in found or (found[group], kind) in _STRONGER:
+                        found[group] = cast(Kind, kind)
         return found
 
     def _kind(self, parts: Sequence[Slice]) -> Kind:

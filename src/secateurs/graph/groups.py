@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.counts import CountCondition, CountConstraint, CountSystem, Rescaling, SizeTie
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
-Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim"]
+Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim", "branch"]
 Indices: TypeAlias = npt.NDArray[np.int64]
 Removed: TypeAlias = Mapping[str, Sequence[int] | Indices]
 NO_UNIT = -1
@@ -126,6 +127,8 @@ class Graph:
         fingerprint: Hash of the names and shapes of all parameters and buffers.
         parameters: Names and shapes of all parameters, buffers and constants (tensors that modules hold as
             plain attributes).
+        example_only: Lines of the model's source that read values which depend on weights. Where `forward`
+            branches on one, the graph knows the path that the example takes, and no other.
     """
 
     groups: tuple[Group, ...]
@@ -143,6 +146,7 @@ class Graph:
     costs: CostModel = field(repr=False)
     unknown: Mapping[str, str] = field(default_factory=dict)
     rescalings: tuple[Rescaling, ...] = field(default=(), repr=False)
+    example_only: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -153,6 +157,25 @@ class Graph:
     def counts(self) -> CountSystem:
         """The constraints on how many units of each group are left."""
         return CountSystem([group.size for group in self.groups], self.constraints, self.conditions)
+
+    @cached_property
+    def sides(self) -> dict[str, int]:
+        """A side for each group, such that groups that cross are on different ones.
+
+        Of what crosses, directly or not, the largest group is on side 0, and with it what can leave at the
+        same time: of an attention, either the heads or the dimensions of queries and of values.
+        """
+        found: dict[str, int] = {}
+        for group in sorted(self.groups, key=lambda each: (-each.size, each.first)):
+            pending = [group.name]
+            while pending:
+                name = pending.pop(0)
+                if name not in found:
+                    rivals = self.by_name[name].crosses
+                    taken = {found[rival] for rival in rivals if rival in found}
+                    found[name] = next(side for side in itertools.count() if side not in taken)
+                    pending += rivals
+        return found
 
     def tied(self, group: Group) -> tuple[CountConstraint, ...]:
         """The constraints that tie the group's count to those of others."""

@@ -218,14 +218,11 @@ def stuck_groups(graph: Graph) -> list[tuple[Group, CountConstraint]]:
 
 
 def freedoms(graph: Graph) -> list[list[bool]]:
-    """Which groups to cut at once: of two that cross and have tied counts, once the one, once the other."""
-    tied = {place for component, _ in graph.counts.components for place in component}
-    wide, narrow = [True] * len(graph.groups), [True] * len(graph.groups)
-    for place, group in enumerate(graph.groups):
-        if place in tied:
-            rivals = [graph.by_name[name] for name in group.crosses]
-            wide[place] = not any((rival.size, -rival.first) > (group.size, -group.first) for rival in rivals)
-            narrow[place] = not rivals or not any(
-                (rival.size, -rival.first) < (group.size, -group.first) for rival in rivals
-            )
-    return [wide] if wide == narrow else [wide, narrow]
+    """Which groups to cut at once: of those that cross and have tied counts, one side at a time."""
+    tied = {graph.groups[place] for component, _ in graph.counts.components for place in component}
+    bound = [group in tied and bool(group.crosses) for group in graph.groups]
+    sides = sorted({graph.sides[group.name] for group, each in zip(graph.groups, bound, strict=True) if each})
+    return [
+        [not each or graph.sides[group.name] == side for group, each in zip(graph.groups, bound, strict=True)]
+        for side in sides or [0]
+    ]

@@ -39,7 +39,7 @@ from secateurs.graph.running import (
     tensors_in,
     to_meta,
 )
-from secateurs.graph.values import Answers
+from secateurs.graph.values import Answers, asks, value_of
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 _LABELS = "_secateurs_labels"
@@ -92,6 +92,7 @@ class Tracer(MetaMode):
         self.bare: list[Dim] = []
         self.kinds: list[tuple[Dim, str]] = []
         self.unknown: dict[str, str] = {}
+        self.example_only: dict[str, None] = {}
         self.calls = 0
         self._sizes: list[tuple[Traced, bool]] = []
         self._size_lists: list[list[int]] = []
@@ -195,6 +196,8 @@ class Tracer(MetaMode):
                     if self.is_weight(tensor):
                         self.add_role(self.dims(tensor), "carrier")
         about = operator(func)
+        if about.asks and asks(func, args) and any(value_of(tensor) is None for tensor in operands):
+            self.example_only.setdefault(source_line(), None)
         if about.draws and len(self.contractions) == contractions:
             for result in results_of(out):  # fewer numbers drawn are other numbers
                 for dim in self.dims(result):
@@ -328,8 +331,7 @@ class Tracer(MetaMode):
 
     def state(self, expression: Expression, dim: Dim) -> None:
         """The model's code says that a dimension has the length of an expression."""
-        where = "" if isinstance(expression, Attribute) else source_line()
-        self.statements.append(Statement(expression, dim, where))
+        self.statements.append(Statement(expression, dim, source_line()))
 
     def source_of(self, value: int) -> Expression | None:
         """The expression that an integer argument of this call came from; None for a literal."""

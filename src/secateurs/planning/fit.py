@@ -29,7 +29,9 @@ class Fit:
         least: Mapping[str, int] | None = None,
     ) -> None:
         self._graph, self._groups, self._least = graph, groups, least or {}
-        self._multiples = {g.name: 1 if g.kind in ("head", "conv_group") else round_to for g in groups}
+        self._multiples = {
+            g.name: 1 if g.kind in ("head", "conv_group", "branch") else round_to for g in groups
+        }
         self._free = [group.name in self._multiples for group in graph.groups]
         self._known: dict[tuple[int, ...], Counts] = {}
 

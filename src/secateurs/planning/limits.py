@@ -149,8 +149,7 @@ def check_skip(graph: Graph, skip: Sequence[str]) -> None:
 
 
 def _yields(graph: Graph, group: Group, names: Collection[str]) -> bool:
-    rivals = [graph.by_name[name] for name in group.crosses if name in names]
-    return any((rival.size, -rival.first) > (group.size, -group.first) for rival in rivals)
+    return any(graph.sides[rival] < graph.sides[group.name] for rival in group.crosses if rival in names)
 
 
 def _check_contradictions(graph: Graph, shares: Mapping[str, float], skip: Sequence[str]) -> None:

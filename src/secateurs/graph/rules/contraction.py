@@ -98,6 +98,9 @@ def matrix_product(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
         t.name_kind(a_dims[-1], "head_dim")
         for dim in batch:
             t.name_kind(dim, "head")
+    elif t.is_weight(a) != t.is_weight(b):  # each with a matrix of its own, as the experts of a mixture
+        for dim in batch:
+            t.name_kind(dim, "branch")
     _mix_weights(t, a, b, a_dims[-1])
     t.contract([(a, a_dims[-1]), (b, b_dims[-2])], [*batch, a_dims[-2], b_dims[-1]])
     t.set(out, [*batch, a_dims[-2], b_dims[-1]])

@@ -38,7 +38,9 @@ def stack(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor)
     for part in parts[1:]:
         for a, b in zip(dims, t.dims(part), strict=True):
             t.unify(a, b)
-    t.set(out, [*dims[:place], Dim(len(parts)), *dims[place:]])
+    across = t.labels.fresh(len(parts))
+    t.lock(across, "Python code puts its places side by side one by one, as for a list of modules")
+    t.set(out, [*dims[:place], across, *dims[place:]])
 
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_split, aten.unsafe_chunk)
