@@ -24,7 +24,11 @@ from secateurs.criteria.sweep import needs_loss
 from secateurs.errors import ScoreError
 from toy import Toy
 
-FORWARD_ONLY = [n for n in names() if resolve(n)[1].needs_data and not needs_loss(resolve(n)[1])]
+FORWARD_ONLY = [
+    name
+    for name in names()
+    if (each := resolve(name)[1]).needs_data and each.readings == "activations" and not needs_loss(each)
+]
 
 
 class SequenceFirst(Toy):

@@ -11,8 +11,8 @@ import secateurs
 from models import PlainVgg, build
 from secateurs.criteria import names
 
-# the zeros of APoZ, bins and second differences do not survive eight bits of precision
-ROUGH = {"apoz", "nonzero-count", "mutual-information", "obd", "hessian", "random"}
+# zeros, bins, second differences and least squares do not survive eight bits of precision unchanged
+ROUGH = {"apoz", "nonzero-count", "mutual-information", "obd", "hessian", "reconstruction"}
 
 
 @pytest.mark.parametrize("criterion", sorted(set(names()) - {"random"}))
