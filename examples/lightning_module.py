@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import lightning
 import torch
+from own_loop import network
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import secateurs
-from own_loop import network
 from secateurs.data import load_data, loader
 from secateurs.measure import accuracy, macs
 

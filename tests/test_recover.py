@@ -10,22 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+import test_jobs
 from secateurs.errors import RunError, TrainingError, TrainingStoppedError
 from secateurs.jobs import RecoverSettings, prune_job, recover_job
 from secateurs.measure import accuracy
 from secateurs.progress import Event
 from secateurs.recovery import Recipe, repair
 from secateurs.runs import Run, load
-import test_jobs
 from test_jobs import FAST, interrupted_at, pruning, saved
-    FAST,
-    images,
-    interrupted_at,
-    no_pictures,
-    pruning,
-    saved,
-    trained,
-)
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 images, trained, no_pictures = test_jobs.images, test_jobs.trained, test_jobs.no_pictures
@@ -97,7 +89,7 @@ def test_a_fine_tune_that_goes_wrong_leaves_a_finished_run(trained: Path, tmp_pa
     wild = Recipe(epochs=2, lr=1e30)
     settings = pruning(trained, recipe=wild, final_epochs=final)
     seen: list[Event] = []
-    with pytest.raises(TrainingStoppedError, match="the loss became .*keeps the best weights"):
+    with pytest.raises(TrainingStoppedError, match=r"the loss became .*keeps the best weights"):
         prune_job(settings, tmp_path / "pruned", observer=seen.append)
     run = Run(tmp_path / "pruned")
     assert run.is_finished and len(run.plans()) == 1

@@ -91,6 +91,8 @@ class Loop:
             else:
                 place = self.snapshot.restore(state)
             self.history = place.history
+            if self.regularizer is None:
+                check_collapse(self.history, self.recipe)  # a resumed run stops where it had stopped
             while place.epoch <= self.recipe.epochs and not place.history.is_over(self.recipe.patience):
                 place = self._epoch(place, batches, validation)
         except TrainingStoppedError as error:
@@ -144,7 +146,8 @@ class Loop:
                     skipped += len(some)
                     continue
                 done = place.epoch - 1 + (place.batches / count if count else 0)
-                loss, samples = self._step(some, place, seed, done)
+                with memory_told(max(map(len, some)), place.epoch):
+                    loss, samples = self._step(some, place, seed, done)
                 place = place.after(len(some), loss * samples, samples)
                 self._tell_step(place, count, loss, done)
                 if time.monotonic() - self._saved_at >= 60 * self.recipe.checkpoint_minutes:
@@ -164,10 +167,7 @@ class Loop:
         total = samples = 0.0
         for index, batch in enumerate(some):
             last = index == len(some) - 1
-            with (
-                memory_told(sizes[index], place.epoch),
-                contextlib.nullcontext() if last else self.engine.no_sync(self.network),
-            ):
+            with contextlib.nullcontext() if last else self.engine.no_sync(self.network):
                 mixed = batch.mixed(self.recipe.mixup) if self.recipe.mixup else batch
                 loss = loss_on(self.network, mixed, self.loss_fn, self.lessons)
                 here, size = summed([loss.item() * sizes[index], sizes[index]], self.engine)
