@@ -55,10 +55,11 @@ def demo_job(
         target=("macs", 0.18),
         iterations=4,
         final_epochs=5,
+        repair_images=512,
         recipe=Recipe(epochs=3, lr=0.001, optimizer="adamw", weight_decay=0.01),
         batch_size=64,
         seed=seed,
         threads=threads,
     )
-    observer(Event("section", {"title": "2. Prune it: rank, cut, prove, fine-tune, four times over"}))
+    observer(Event("section", {"title": "2. Prune it: rank, cut, prove, repair, fine-tune, four times over"}))
     return prune_job(pruning, folder, resume=resume, observer=observer, beside=(_TRAINED,))
