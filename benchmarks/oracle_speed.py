@@ -1,7 +1,10 @@
 """The oracle against brute force on VGG16 and resnet18: seconds, and how far the answers are apart.
 
 Both measure the same sample of units on the same batches. Brute force runs the whole network with the weights
-that read the unit at zero, once for each unit and batch.
+that read the unit at zero, once for each unit and batch. In a small sample the fixed costs weigh much: clean
+passes over each batch, and one pass of brute force for each layer as a check. The column "work for all units"
+is without them: the operations that brute force needs for all units of the network, over those behind each
+unit's first reader. They are counted and not timed, so they are the same on every machine.
 
 Run: python -m benchmarks.oracle_speed --threads 1 [--units 60] [--size 112] [--batch 4]
 """
@@ -13,11 +16,13 @@ import time
 import torch
 import torchvision
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 import secateurs
 from benchmarks.common import arguments, header
 from secateurs.judging import sample_units
 from secateurs.judging.passes import Passes
+from secateurs.judging.tape import CallMode
 
 
 def main() -> None:
@@ -31,10 +36,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     header(f"{args.batches} batches of {args.batch} images of {args.size} pixels, random weights and images")
-    print(
-        "| model | units | brute force, s | oracle, s | times faster | largest difference | largest change |"
+    columns = (
+        *("model", "work for all units", "units", "brute force, s", "oracle, s", "times faster"),
+        *("largest difference", "largest change"),
     )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     for name in args.models:
         torch.manual_seed(0)
         model = getattr(torchvision.models, name)(weights=None).eval()
@@ -50,11 +56,35 @@ def main() -> None:
         theirs = time.perf_counter() - started
         pairs = [(float(found.changes[layer][unit]), value) for (layer, unit), value in truth.items()]
         apart = max(abs(a - b) for a, b in pairs)
+        spared = work_spared(model, graph, data[0][0])
         print(
-            f"| {name} | {len(pairs)} of {graph.units} | {theirs:.1f} | {ours:.1f} | {theirs / ours:.1f} | "
-            f"{apart:.1e} | {max(abs(b) for _, b in pairs):.1e} |",
+            f"| {name} | {spared:.1f}x | {len(pairs)} of {graph.units} | {theirs:.1f} | {ours:.1f} | "
+            f"{theirs / ours:.1f} | {apart:.1e} | {max(abs(b) for _, b in pairs):.1e} |",
             flush=True,
         )
+
+
+class Work(CallMode):
+    """Counts the operations of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: list[int] = []
+
+    def call(self, place, func, args, kwargs):
+        with FlopCounterMode(display=False) as counter:
+            out = func(*args, **kwargs)
+        self.flops.append(counter.get_total_flops())
+        return out
+
+
+def work_spared(model, graph, inputs) -> float:
+    """Operations of a whole pass for every unit, over those from each unit's first reader on."""
+    passes, work = Passes(model, graph), Work()
+    tape = passes.tape(inputs[:1])
+    passes.run(inputs[:1], mode=work)
+    behind = [sum(work.flops[passes.start(tape, group) :]) * group.size for group in graph.groups]
+    return sum(work.flops) * graph.units / sum(behind)
 
 
 def brute_force(model, graph, data, units) -> dict[tuple[str, int], float]:
