@@ -399,3 +399,44 @@ def test_refitted_projections_stay_rescaled() -> None:
         torch.testing.assert_close(given, wanted, rtol=1e-3, atol=1e-4)
     gone = model(data) - narrow(data)  # the output projection makes up for a part of it
     assert (model(data) - small(data)).square().mean() < 0.9 * gone.square().mean()
+
+
+class SquaredWeight(nn.Module):
+    """A weight times itself makes the queries, so scaling its rows would scale them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.key, self.value = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 6)
+        self.weight, self.read = nn.Parameter(torch.randn(8, 8) * 0.5), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        query = F.linear(x, self.weight @ self.weight)
+        return self.read(F.scaled_dot_product_attention(query, self.key(x), self.value(x)))
+
+
+class WrittenIntoAView(nn.Module):
+    """The keys are overwritten by queries through a view of them, so neither can be scaled alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 6)
+        self.read = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.query(x), self.key(x)
+        torch.mul(query, 0.5, out=key.view(key.shape))
+        return self.read(F.scaled_dot_product_attention(query, key, self.value(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "rescaled"), [(SquaredWeight, {"key.weight", "key.bias"}), (WrittenIntoAView, set())]
+)
+def test_rows_that_reach_a_product_in_two_ways_are_not_rescaled(
+    model: type[nn.Module], rescaled: set[str]
+) -> None:
+    torch.manual_seed(0)
+    network, x = model().eval(), torch.randn(2, 4, 5)
+    with torch.no_grad():
+        graph = check_model(network, x)
+    assert {name for each in graph.rescalings for name, _, _ in each.places} == rescaled
