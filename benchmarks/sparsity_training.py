@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000, help="training images")
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--clip-norm", type=float, default=None, help="the longest gradient; any if left out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repair", default="batch-norm", help="none, batch-norm, compensate or reconstruct")
     parser.add_argument("--repair-images", type=int, default=500)
@@ -143,7 +144,14 @@ def trained(
 ) -> nn.Module:
     """A copy of the model, trained; the last weights."""
     model = copy.deepcopy(model)
-    recipe = Recipe(epochs=epochs, lr=args.lr, momentum=MOMENTUM, weight_decay=5e-4, seed=seed)
+    recipe = Recipe(
+        epochs=epochs,
+        lr=args.lr,
+        momentum=MOMENTUM,
+        weight_decay=5e-4,
+        clip_norm=args.clip_norm,
+        seed=seed,
+    )
     finetune(
         model,
         lambda key: augmented(images, labels, args.batch_size, key),
