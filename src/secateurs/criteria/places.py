@@ -31,14 +31,26 @@ class Place:
         reads: Which units it reads, along the dimension that it sums over.
         reader: The call in the first batch.
         device: Where sums are kept.
+        scale: ``(outputs,)`` what its outputs are multiplied by until the point where they matter; None if
+            errors are to be those of the outputs themselves, as shares of their mean square.
     """
 
-    def __init__(self, reads: Sequence[UnitRead], reader: Reader, device: torch.device) -> None:
-        self.reads = list(reads)
+    def __init__(
+        self,
+        reads: Sequence[UnitRead],
+        reader: Reader,
+        device: torch.device,
+        *,
+        scale: Tensor | None = None,
+    ) -> None:
+        self.reads, self._channel = list(reads), reader.channel
         self._kernel, self._groups = reader.kernel, reader.groups
         self._width = reader.columns // reader.kernel  # channels of each group
-        self.weight = reader.matrix().detach()  # (G, outputs of a group, columns)
-        self.gains = torch.zeros(self.weight.shape[:2], dtype=torch.float64, device=device)
+        weight = reader.matrix().detach()  # (G, outputs of a group, columns)
+        self.weight = weight if scale is None else weight * scale.to(weight).view(*weight.shape[:2], 1)
+        self._at_point = scale is not None
+        self._seen = torch.zeros(2, dtype=torch.float64, device=device)  # positions, sum of squares
+        self._sums = torch.zeros(reader.outputs, dtype=torch.float64, device=device)
         self._start(reader, device)
 
     def _start(self, reader: Reader, device: torch.device) -> None:
@@ -48,43 +60,40 @@ class Place:
         """Take in what is read at some positions."""
         self._moments.add(reader.rows(positions).detach())
 
-    def sense(self, gradient: Tensor, reader: Reader) -> None:
-        """Take in the gradient of the network's outputs with respect to all of the call's outputs."""
-        at = gradient.movedim(reader.channel, -1).flatten(0, -2) if gradient.dim() > 1 else gradient[None]
-        self.gains += at.double().square().sum(0).view(self.gains.shape)
+    def arrive(self, value: Tensor) -> None:
+        """Take in the value at the point where the outputs matter."""
+        values = value.movedim(self._channel, -1).reshape(-1, len(self._sums))
+        self._sums += values.sum(0, dtype=torch.float64)
+        self._seen[0] += len(values)
+        self._seen[1] += values.square().sum(dtype=torch.float64)
 
     def combine(self) -> None:
         """Add up what several processes have seen."""
-        add_up(self.gains)
+        for tensor in (self._seen, self._sums):
+            add_up(tensor)
         _add_up(self._moments)
+
+    def variance(self) -> Tensor:
+        """The variance of the value at the point, over all its channels together."""
+        count = self._seen[0].clamp(min=1)
+        return (self._seen[1] / count - (self._sums / count).square().sum()).cpu()
 
     def moments(self, centred: bool) -> Tensor:
         """``(G, K, K)`` mean products of the columns."""
         return self._moments.covariance() if centred else self._moments.products / self._moments.count
 
-    def costs(self, moments: Tensor, power: Tensor | None) -> Tensor:
-        """``(G, outputs of a group)`` what a squared error in an output costs; alike without `power`."""
-        if power is not None:
-            return self.gains / power.clamp(min=_TINY)
-        weight = self.weight.double().cpu()
-        own = ((weight @ moments) * weight).sum()
-        return torch.ones_like(self.gains) / own.clamp(min=_TINY)
-
-    def regressions(
-        self, read: UnitRead, group: Group, power: Tensor | None, *, centred: bool
-    ) -> list[Regression]:
+    def regressions(self, read: UnitRead, group: Group, *, centred: bool) -> list[Regression]:
         """The problems of one group of units, one for each group of a convolution that reads any.
 
         Args:
             read: Which units are where.
             group: The group.
-            power: Mean square of the network's outputs, of which errors are to be a share; None for shares of
-                the mean square of the reader's own outputs.
             centred: Whether a bias takes up the means.
         """
         units = torch.from_numpy(read.units).view(self._groups, self._width) - group.first
-        moments = self.moments(centred).cpu()
-        weight = self.weight.double().cpu() * self.costs(moments, power).cpu().sqrt()[:, :, None]
+        moments, weight = self.moments(centred).cpu(), self.weight.double().cpu()
+        whole = self.variance() if self._at_point else ((weight @ moments) * weight).sum()
+        weight = weight / whole.clamp(min=_TINY).sqrt()
         found = []
         for place, own in enumerate(units):
             channels = ((own >= 0) & (own < group.size)).nonzero().flatten()
@@ -111,7 +120,7 @@ class WidePlace(Place):
 
     Each unit's contribution ``W_u x_u`` stays as it is but for one factor, which is what can be refitted: an
     error never below that of free weights. Products of contributions are means over random combinations
-    of the outputs, and an error costs the same in each output.
+    of the outputs.
     """
 
     def _start(self, reader: Reader, device: torch.device) -> None:
@@ -149,14 +158,12 @@ class WidePlace(Place):
 
     def combine(self) -> None:
         """Add up what several processes have seen."""
-        for tensor in (self.gains, self._rows, self._count):
+        for tensor in (self._seen, self._sums, self._rows, self._count):
             add_up(tensor)
         for products in self._products.values():
             _add_up(products)
 
-    def regressions(
-        self, read: UnitRead, group: Group, power: Tensor | None, *, centred: bool
-    ) -> list[Regression]:
+    def regressions(self, read: UnitRead, group: Group, *, centred: bool) -> list[Regression]:
         """One problem, with a column for each unit that is read here."""
         (names, slots), sums = self._slots[id(read)], self._products[id(read)]
         products = sums.products[0] / sums.count
@@ -164,12 +171,12 @@ class WidePlace(Place):
             each = self.weight[0] * (self._rows / self._count).to(self.weight)  # (outputs, columns)
             means = each.new_zeros(len(names), len(each)).index_add_(0, slots, each.T).double()
             products = products - means @ means.T
-        cost = self.gains.mean() / power if power is not None else 1 / products.sum().clamp(min=_TINY)
+        whole = self.variance() if self._at_point else products.sum().cpu()
         own = ((names >= group.first) & (names < group.first + group.size)).nonzero().flatten()
         return [
             Regression(
                 moments=products.cpu(),
-                weight=cost.sqrt().cpu().expand(1, len(names)),
+                weight=(1 / whole.clamp(min=_TINY)).sqrt().expand(1, len(names)),
                 units=names[own] - group.first,
                 columns=own[:, None],
             )

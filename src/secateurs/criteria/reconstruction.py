@@ -25,7 +25,7 @@ class _Elimination(Criterion):
     needs_data = True
     readings = "none"
     has_curves = True
-    _senses: bool
+    _at_points: bool
     _centred: bool
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -33,11 +33,11 @@ class _Elimination(Criterion):
 
     def start(self, graph: Graph, device: torch.device) -> None:
         """Forget everything."""
-        self._consumers = Consumers(graph, device, senses=self._senses, seed=self._seed)
+        self._consumers = Consumers(graph, device, at_points=self._at_points, seed=self._seed)
         self._found: dict[str, Elimination] = {}
 
     def begin_batch(self, batch: Batch) -> None:
-        """A forward pass of its own; on the first batches a backward pass as well."""
+        """A forward pass of its own."""
         self._consumers.read(batch)
 
     def combine(self) -> None:
@@ -67,14 +67,13 @@ class Reconstruction(_Elimination):
     """Backward elimination: the unit leaves whose absence the other units can make up for best.
 
     Of all that reads the units, the best weights and bias for what is left follow from the covariance of what
-    is read (see `secateurs.criteria.elimination`). The error is that of the network's outputs, as a share of
-    their mean square: each reader's error, output by output, times the mean square of the gradient of the
-    network's outputs there, from random signs on the first 256 examples. So errors of all groups are in one
-    measure, which `plan(..., allocation="error")` spends a budget by, and no labels are needed.
+    is read (see `secateurs.criteria.elimination`). The error counts where the network goes on from it: after
+    the batch norm and the residual sum that take a reader's output, as a share of the variance of the value
+    there. So errors of all groups are in one measure, which `plan(..., allocation="error")` spends a budget
+    by; no labels and no gradients are needed. Errors of several readers add up.
 
-    The errors are first-order and without those of other layers. Readers are taken one by one: of a weight
-    that is used twice both uses are refitted apart. What mixes units before a reader, such as a layer
-    norm, is taken as it is.
+    The errors are those of one group alone, with all others whole. Of a weight that is used twice both uses
+    are refitted apart. What mixes units before a reader, such as a layer norm, is taken as it is.
 
     Args:
         ridge: Added to each covariance, as a share of its mean diagonal.
@@ -91,7 +90,7 @@ class Reconstruction(_Elimination):
     """
 
     name = "reconstruction"
-    _senses, _centred = True, True
+    _at_points, _centred = True, True
 
     def __init__(self, *, ridge: float = 1e-6, seed: int = 0) -> None:
         super().__init__(seed=seed)
@@ -124,7 +123,7 @@ class ThiNet(_Elimination):
     """
 
     name = "thinet"
-    _senses, _centred = False, False
+    _at_points, _centred = False, False
 
     def _order(self, problems: Sequence[Regression], size: int) -> Elimination:
         return drop(problems, size)
