@@ -28,8 +28,8 @@ def train(model: nn.Module, records: list[dict[str, Any]], epochs: int) -> None:
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=epochs,
-            per_device_train_batch_size=64,
-            learning_rate=2e-3,
+            per_device_train_batch_size=32,
+            learning_rate=3e-3,
             use_cpu=True,
             save_strategy="no",
             logging_strategy="no",
@@ -64,9 +64,10 @@ def main() -> None:
         num_labels=10,
     )
     model = ViTForImageClassification(config)
-    train(model, images, 10)
+    train(model, images, 12)
     example = {"pixel_values": images[0]["pixel_values"][None]}
-    unlabelled = [{"pixel_values": record["pixel_values"][None]} for record in images[:512]]
+    pixels = torch.stack([record["pixel_values"] for record in images[:512]])
+    unlabelled = [{"pixel_values": some} for some in pixels.split(64)]
     (step,) = secateurs.prune_steps(
         model.eval(),
         example,
@@ -76,7 +77,7 @@ def main() -> None:
         repair_data=unlabelled,
     )
     print(step.plan, step.repaired, sep="\n")
-    train(step.model, images, 5)
+    train(step.model, images, 6)
     share = macs(step.model, example) / macs(model, example)
     print(f"accuracy {accuracy(step.model, held_out):.3f} at {share:.3f} of the MACs")
 
