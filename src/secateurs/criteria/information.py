@@ -33,8 +33,8 @@ class MutualInformation(GateCriterion):
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
         >>> _ = net[0].weight.data.copy_(torch.eye(2))
-        >>> inputs, classes = torch.tensor([[1., 1.], [1., 2.], [2., 1.], [2., 2.]]), torch.tensor([0, 0, 1,
-        1])
+        >>> inputs = torch.tensor([[1.0, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, 2.0]])
+        >>> classes = torch.tensor([0, 0, 1, 1])
         >>> graph, told = secateurs.trace(net, inputs), "mutual-information"  # the first unit tells the class
         >>> scores = secateurs.score(net, graph, told, data=[(inputs, classes)], normalization="none")
         >>> [round(nats, 4) for nats in scores["0"].tolist()]

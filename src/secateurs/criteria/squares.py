@@ -32,8 +32,9 @@ class Taylor2019(Criterion):
         >>> for layer in net:
         ...     _ = layer.weight.data.copy_(torch.tensor([1., 2.]).view_as(layer.weight))
         >>> graph, data = secateurs.trace(net, torch.zeros(1, 1)), [(torch.ones(1, 1), None)]
-        >>> secateurs.score(net, graph, "taylor-2019", data=data, loss_fn=lambda out, _:
-        out.sum())["0"].tolist() [1.0, 16.0]
+        >>> scores = secateurs.score(net, graph, "taylor-2019", data=data, loss_fn=lambda out, _: out.sum())
+        >>> scores["0"].tolist()
+        [1.0, 16.0]
 
     References:
         Molchanov et al., Importance Estimation for Neural Network Pruning, https://arxiv.org/abs/1906.10771
