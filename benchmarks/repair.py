@@ -59,7 +59,8 @@ def cifar(args: argparse.Namespace) -> None:
     runs += [("reconstruct", count) for count in (100, 500, 2000, 10000) if args.curve]
     for how, count in runs:
         small, started = secateurs.apply(model, plan), time.process_time()
-        done = repair(model, small, plan, train_x[order[:count]].split(100), how=how, ridge=args.ridge)
+        images = train_x[order[:count]].split(100)
+        done = repair(model, small, plan, images, how=how, ridge=args.ridge, memory=args.memory << 30)
         seconds = time.process_time() - started
         print(
             f"{how:<14} top-1 {top1(small, test_x, test_y):.4f}, {done.images:,} images, "
@@ -75,7 +76,7 @@ def large(args: argparse.Namespace) -> None:
     images = torch.randn(args.large, 3, 224, 224)
     plan = uniform(model, images[:1], ("conv1", "conv2"), args.share)
     small, started = secateurs.apply(model, plan), time.process_time()
-    done = repair(model, small, plan, images.split(4))
+    done = repair(model, small, plan, images.split(4), memory=args.memory << 30)
     seconds = time.process_time() - started
     print(
         f"resnet50 at 224 pixels: {seconds:.1f} s of CPU, {done.peak_bytes / 2**20:,.0f} MiB; {plan}; {done}"
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.4701, help="share of inner channels that remains")
     parser.add_argument("--how", nargs="*", default=["none", "batch-norm", "compensate", "reconstruct"])
     parser.add_argument("--ridge", type=float, default=1e-3)
+    parser.add_argument("--memory", type=int, default=8, help="GiB that activations may take")
     parser.add_argument("--curve", action="store_true", help="also 100, 500, 2,000 and 10,000 images")
     parser.add_argument("--large", type=int, nargs="?", const=64, help="also resnet50, on that many images")
     parser.add_argument("--seed", type=int, default=0)

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,37 @@ def test_a_network_without_batch_norm_is_left_alone() -> None:
     assert all(map(torch.equal, before, small.state_dict().values()))
 
 
+def variants() -> dict[str, Callable[[int], nn.Module]]:
+    found: dict[str, Callable[[int], nn.Module]] = {"SyncBatchNorm": nn.SyncBatchNorm}
+    try:
+        from timm.layers import BatchNormAct2d
+    except ImportError:
+        return found
+    return found | {"BatchNormAct2d": BatchNormAct2d}
+
+
+@pytest.mark.parametrize("how", ["batch-norm", "reconstruct"])
+@pytest.mark.parametrize("variant", variants())
+def test_variants_of_batch_norm_are_batch_norms(variant: str, how: str) -> None:
+    model = ready(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4, bias=False), variants()[variant](4)))
+    inputs = torch.randn(IMAGE)
+    plan, small = cut(model, inputs, {"0": [1, 2, 3]})
+    done = repair(model, small, plan, [inputs], how=how)
+    assert [layer.name for layer in done.layers] == ["3.running_mean" if how == "batch-norm" else "2.weight"]
+    seen = small[:3](inputs)  # type: ignore[index]
+    torch.testing.assert_close(small[3].running_mean, seen.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)  # type: ignore[index]
+    torch.testing.assert_close(small[3].running_var, seen.var((0, 2, 3)), atol=1e-4, rtol=1e-3)  # type: ignore[index]
+
+
+def test_equations_that_are_too_wide_are_left_to_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateurs.recovery.layout.WIDEST", 50)
+    model, small, plan, inputs = prepared("in place")
+    done = repair(model, small, plan, [inputs])
+    assert "more than 50; its constants are repaired" in done.left["conv2.weight"]
+    what = {layer.name: layer.what for layer in done.layers}
+    assert what == {"conv1.weight": "constant", "conv2.weight": "constant", "short.weight": "weights"}
+
+
 class TiedReaders(nn.Module):
     """Two calls read with one weight."""
 
@@ -361,28 +393,29 @@ def test_the_original_and_random_numbers_are_left_as_they_were() -> None:
     assert [name for name, module in small.named_modules() if module.training] == ["bn1"]
 
 
-class FailsLater(ResidualBlock):
-    """Raises behind the layers that were refitted by then."""
-
-    calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x)
-        self.calls += 1
-        if self.calls == 4:
-            raise RuntimeError("no more")
-        return out
-
-
-def test_a_failed_repair_leaves_the_smaller_network_as_it_was() -> None:
-    model, inputs = ready(FailsLater()), torch.randn(IMAGE)
-    plan, small = cut(model, inputs, {"conv1": [0], "stem": [1, 2]})
-    small.calls = 2  # a pass runs to its end only once the last layer is fitted, so fail in the trace of both
+def test_a_failed_repair_leaves_the_smaller_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, small, plan, inputs = prepared("in place")
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
-    small.calls = 3
+
+    def fail(*_: Any) -> None:  # called once the first layers are fitted
+        assert not torch.equal(small.conv1.weight, before["conv1.weight"])
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(sys.modules[repair.__module__], "correct", fail)
     with pytest.raises(RuntimeError, match="no more"):
-        repair(model, small, plan, [inputs])
+        repair(model, small, plan, inputs.split(6))
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+    assert threading.active_count() == 1  # the passes that waited are gone
+
+
+def test_few_positions_are_not_followed_by_chance() -> None:
+    model = ready(Convolutions(nn.Linear(5, 200), nn.Linear(200, 3)))
+    inputs, others = torch.randn(30, 5), torch.randn(500, 5)
+    plan, small = cut(model, inputs, {"first": list(range(100))})
+    plainly = missed(model, small, others)
+    repair(model, small, plan, [inputs])
+    assert missed(model, small, inputs) < 0.1 * plainly
+    assert missed(model, small, others) < 0.5 * plainly
 
 
 def test_what_is_refused() -> None:

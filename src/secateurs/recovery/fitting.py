@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from secateurs.recovery.moments import Moments, rows_wanted, sampled
+from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
 from secateurs.recovery.passes import Reading
 from secateurs.recovery.points import Chain, Norm
 from secateurs.recovery.readers import Reader
@@ -147,7 +147,8 @@ class Equations:
     def solve(self, ridge: float) -> Solution:
         """The best correction; never worse than none, on the positions that were read."""
         links = self.fit.links
-        weights, bias = self.missing.solve(ridge, intercept=self.fit.can_shift)
+        few = A_COLUMN * self.fit.columns / max(self.missing.count, 1)  # positions that are not there
+        weights, bias = self.missing.solve(ridge * max(1.0, few), intercept=self.fit.can_shift)
         parts = weights.split([link.reader.columns for link in links], 2) if self.fit.weights else ()
         parts = tuple(
             part * (link.gain != 0).view(part.shape[0], -1, 1)  # nothing comes through a scale of zero

@@ -52,9 +52,12 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     """
     whole, small = Recorder(model, inputs), Recorder(smaller, inputs)
     if whole.names != small.names:
+        both = zip((*whole.names, "nothing"), (*small.names, "nothing"), strict=False)
+        place, (one, other) = next((place, names) for place, names in enumerate(both) if len(set(names)) > 1)
         raise TrainingError(
             "the smaller network calls other functions than the original, so their values cannot be compared",
-            fix="repair(model, apply(model, plan), plan, batches)",
+            where=f"call {place} of the forward pass: {one} there, {other} here",
+            fix="repair(model, apply(model, plan), plan, batches), without hooks that compute",
         )
     consumers = {axis.parameter for axis in plan.axes if axis.silenced}
     mixed = any(group.mixed_by for group in plan.groups)

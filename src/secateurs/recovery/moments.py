@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = 4096  # positions of one batch that enter one set of normal equations
 _LEAST = 1 << 15  # positions of all batches, where they are read for a fit
-_A_COLUMN = 16  # the same for each column: what a fit errs by falls with its inverse
+A_COLUMN = 16  # the same for each column: what a fit errs by falls with its inverse
 WIDEST = 8192  # columns of normal equations: 512 MiB of products, and minutes to solve
 
 
@@ -159,7 +159,7 @@ def rows_wanted(columns: int, batches: int) -> int:
         >>> rows_wanted(columns=100, batches=8), rows_wanted(columns=4000, batches=8)
         (4096, 8000)
     """
-    return -(-max(_LEAST, _A_COLUMN * columns) // batches)
+    return -(-max(_LEAST, A_COLUMN * columns) // batches)
 
 
 def sampled(count: int, chance: torch.Generator, rows: int = ROWS) -> Tensor:

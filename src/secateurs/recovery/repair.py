@@ -111,7 +111,8 @@ def repair(
         batches: Inputs, or pairs of inputs and targets; the targets are not used. Images as they were trained
             on, without augmentation, a few hundred to a few thousand; gone through once and kept meanwhile.
         how: ``"none"``, ``"batch-norm"``, ``"compensate"`` or ``"reconstruct"``.
-        ridge: The pull towards the weights as they are, relative to the mean variance of what they read.
+        ridge: The pull towards the weights as they are, relative to the mean variance of what they read. It
+            grows where there are fewer than 16 positions for each value that an output reads.
         seed: Which positions of large maps are read.
         memory: Bytes that activations may take while passes wait for a fit. Batches beyond it are run anew
             for each layer, which is slower and gives the same.
