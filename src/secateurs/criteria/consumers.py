@@ -18,8 +18,9 @@ from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
 from secateurs.errors import UnrankedError
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitRead
+from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import ROWS, sampled
-from secateurs.recovery.points import Chain, Recorder
+from secateurs.recovery.points import Recorder
 from secateurs.recovery.readers import Reader, Watching
 
 _WIDEST = 4608  # columns whose products are kept, 162 MiB; of wider readers those of the units are

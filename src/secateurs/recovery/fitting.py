@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from secateurs.recovery.chains import Chain, Norm
 from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
 from secateurs.recovery.passes import Reading
-from secateurs.recovery.points import Chain, Norm
 from secateurs.recovery.readers import Reader
 
 if TYPE_CHECKING:
