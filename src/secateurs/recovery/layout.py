@@ -26,14 +26,15 @@ class Layout:
         fits: The fits.
         left: Weights that read what left and are not refitted, with the reason.
         copied: Calls whose inputs are overwritten before their outputs matter.
-        held: Bytes that a pass of both networks over the first batch takes at most, where weights read.
+        held: For each fit the bytes that a pass of both networks over the first batch takes at most, where
+            weights read, from there to its end.
         norms: Running means of the batch norms that see other values than before the cut.
     """
 
     fits: tuple[Fit, ...]
     left: Mapping[str, str]
     copied: frozenset[int]
-    held: int
+    held: tuple[int, ...]
     norms: tuple[Tensor, ...] = field(repr=False)
 
 
@@ -68,11 +69,13 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     fits: list[Fit] = []
     for links in _together(found, small).values():
         fits += _fits(links, search, weights)
+    fits.sort(key=lambda fit: fit.point)
+    firsts = [min(link.chain.call for link in fit.links) for fit in fits]
     return Layout(
-        fits=tuple(sorted(fits, key=lambda fit: fit.point)),
+        fits=tuple(fits),
         left=search.left,
         copied=frozenset(small.overwritten),
-        held=whole.held + small.held,
+        held=tuple(whole.held_from(call) + small.held_from(call) for call in firsts),
         norms=tuple(small.norms_behind(changed)),
     )
 

@@ -41,7 +41,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         names: The torch function of each numbered call.
         readers: The calls in which weights read activations, without what was read.
-        held: The most bytes that results of calls took at once where weights read.
+        held: The bytes that results of calls took at each call in which weights read.
         overwritten: The readers whose source is changed in place after they read it.
     """
 
@@ -49,7 +49,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
-        self.held = 0
+        self.held: dict[int, int] = {}
         self.overwritten: set[int] = set()
         self._tensors = tensors_of(model)
         self._storages = {_storage(tensor): name for name, tensor in self._tensors.items()}
@@ -78,6 +78,10 @@ class Recorder(TorchFunctionMode):
     def shape(self, call: int) -> torch.Size:
         """The shape of a call's result."""
         return self._shapes[call]
+
+    def held_from(self, call: int) -> int:
+        """The most bytes that results took at once where weights read, from a call on."""
+        return max((size for number, size in self.held.items() if number >= call), default=0)
 
     def uses(self, tensor: Tensor) -> int:
         """In how many calls any element of a parameter, or of this view of it, is used."""
@@ -194,7 +198,7 @@ class Recorder(TorchFunctionMode):
             source=blank, weight=reader.weight, bias=reader.bias, groups=reader.groups,
             turned=reader.turned, windows=reader.windows, stretch=reader.stretch,
         )  # fmt: skip
-        self.held = max(self.held, self._live())
+        self.held[number] = self._live()
 
     def _note_changes(self, changed: list[Tensor]) -> None:
         places = {_storage(tensor) for tensor in changed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -114,13 +114,15 @@ def repair(
         ridge: The pull towards the weights as they are, relative to the mean variance of what they read. It
             grows where there are fewer than 16 positions for each value that an output reads.
         seed: Which positions of large maps are read.
-        memory: Bytes that activations may take while passes wait for a fit. Batches beyond it are run anew
-            for each layer, which is slower and gives the same.
+        memory: Bytes that activations may take while passes wait for a fit. Batches beyond it join as soon as
+            there is room: early layers of large images, where one image has thousands of positions, see fewer
+            images than late ones. One batch takes part in any case.
         accelerator: Processes that share the data; each gives its own batches, or all the same loader, and
             all end with the same weights.
 
     Returns:
-        What was done for each layer, on how many images, in what time and memory, and what was left and why.
+        What was done for each layer, on how many images at the end, in what time and memory, and what was
+        left and why.
 
     Raises:
         UnknownNameError: There is no such way.
@@ -150,7 +152,7 @@ def repair(
         job = _Repairing(model, smaller, inputs, seed, memory, accelerator)
         layout = lay_out(model, smaller, plan, inputs[0], weights=how == "reconstruct")
         layers = job.statistics(layout) if how == "batch-norm" else job.fit(layout, ridge)
-    images = sum(_examples(each) for each in inputs)
+    images = sum(_examples(each) for each in job.used)
     if accelerator is not None and accelerator.num_processes > 1:
         count = torch.tensor([images], device=accelerator.device)
         images = int(accelerator.reduce(count, "sum").item())
@@ -178,7 +180,7 @@ class _Repairing:
     ) -> None:
         self.model, self.smaller, self.inputs = model, smaller, inputs
         self.seed, self.memory, self.accelerator = seed, memory, accelerator
-        self.peak = 0
+        self.peak, self.used = 0, inputs
 
     def statistics(self, layout: Layout) -> list[Repaired]:
         """Batch-norm re-estimation."""
@@ -189,59 +191,48 @@ class _Repairing:
 
     def fit(self, layout: Layout, ridge: float) -> list[Repaired]:
         """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
-        room = self.memory // max(layout.held, 1)
-        batches = len(self.inputs) * (self.accelerator.num_processes if self.accelerator is not None else 1)
+        processes = self.accelerator.num_processes if self.accelerator is not None else 1
         pairs = [
-            _Pair(
-                self,
-                layout,
-                index,
-                waits=index < room,
-                chance=torch.Generator().manual_seed(self.seed + index),
-            )
+            _Pair(self, layout, index, chance=torch.Generator().manual_seed(self.seed + index))
             for index in range(len(self.inputs))
         ]
+        joined: list[_Pair] = []
         done = []
         try:
-            for fit in layout.fits:
-                equations = Equations(fit, device_of(self.smaller), batches)
-                for pair in pairs:
-                    pair.show(equations)
+            for place, fit in enumerate(layout.fits):
+                most = min(layout.held[: place + 1])  # who has come so far stays
+                joined = pairs[: max(1, self.memory // max(most, 1))]
+                equations = Equations(fit, device_of(self.smaller), len(joined) * processes)
+                for pair in joined:
+                    pair.show(equations, layout.fits[place:])
                 if self.accelerator is not None:
                     equations.reduce(self.accelerator)
                 solution = equations.solve(ridge)
                 write(equations, solution)
-                for pair in pairs:
+                for pair in joined:
                     pair.correct(equations, solution)
-                self.peak = max(self.peak, equations.nbytes + layout.held * min(room, len(pairs)))
+                self.peak = max(self.peak, equations.nbytes + layout.held[place] * len(joined))
                 done += [_told(link.name, fit, solution) for link in fit.links]
         finally:
             for pair in pairs:
                 pair.close()
+        self.used = self.inputs[: len(joined)]
         return done
 
 
 class _Pair:
-    """One batch on its way through both networks.
+    """One batch on its way through both networks, from the first fit that it is shown."""
 
-    Args:
-        waits: Whether the passes wait for each fit; else they are run anew for each.
-    """
-
-    def __init__(
-        self, job: _Repairing, layout: Layout, index: int, *, waits: bool, chance: torch.Generator
-    ) -> None:
+    def __init__(self, job: _Repairing, layout: Layout, index: int, *, chance: torch.Generator) -> None:
         self._job, self._layout, self._inputs = job, layout, job.inputs[index]
-        self._waits, self._chance = waits, chance
+        self._chance = chance
         self._passes: tuple[SuspendedPass, SuspendedPass] | None = None
 
-    def show(self, equations: Equations) -> None:
-        """Let the equations see what both networks give at the point."""
+    def show(self, equations: Equations, fits: Sequence[Fit]) -> None:
+        """Let the equations see what both networks give at the point of the first of the fits to come."""
         fit = equations.fit
-        original, smaller = self._passes or self._start(self._layout.fits if self._waits else (fit,))
+        original, smaller = self._passes or self._start(fits)
         equations.add(original.advance(fit.point), smaller.advance(fit.point), smaller.readings, self._chance)
-        if not self._waits:
-            self.close()
 
     def correct(self, equations: Equations, solution: Solution) -> None:
         """Give the waiting pass the values that it has with the new weights."""
@@ -256,7 +247,7 @@ class _Pair:
             each.close()
         self._passes = None
 
-    def _start(self, fits: Iterable[Fit]) -> tuple[SuspendedPass, SuspendedPass]:
+    def _start(self, fits: Sequence[Fit]) -> tuple[SuspendedPass, SuspendedPass]:
         stops = {fit.point for fit in fits}
         reads = {link.chain.call for fit in fits for link in fit.links if fit.weights}
         copied = reads & self._layout.copied
