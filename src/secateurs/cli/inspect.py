@@ -81,6 +81,7 @@ def describe(graph: Graph) -> dict[str, Any]:
         "locked": locked,
         "unknown": dict(graph.unknown),
         "example_only": list(graph.example_only),
+        "state": dict(graph.state),
     }
 
 
@@ -118,6 +119,9 @@ def _as_text(model: str, facts: dict[str, Any]) -> str:
             "values that depend on weights are read here; other inputs may take paths that are not shown:"
         )
         lines += [*(f"  {source}" for source in facts["example_only"]), ""]
+    if facts["state"]:
+        states = [f"{name} ({kind})" for name, kind in facts["state"].items()]
+        lines += [f"state that the model returns for itself, which shrinks too: {', '.join(states)}", ""]
     lines.append("locked:" if facts["locked"] else "locked: nothing")
     by_place: dict[tuple[str, str], list[str]] = {}
     for lock in facts["locked"]:

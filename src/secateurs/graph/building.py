@@ -100,6 +100,7 @@ class GroupBuilder:
             costs=self._costs(dims),
             unknown=dict(self._tracer.unknown),
             example_only=tuple(self._tracer.example_only),
+            state=dict(self._tracer.own_state),
             rescalings=self._rescalings(groups),
         )
 

@@ -23,6 +23,7 @@ from secateurs.graph.groups import Graph, Indices, group_names, removed_places
 from secateurs.graph.labels import Dim
 from secateurs.graph.operators import canonical
 from secateurs.graph.origins import set_integer
+from secateurs.graph.outputs import Returned
 from secateurs.graph.records import Pass, Record
 from secateurs.graph.running import (
     Inputs,
@@ -125,7 +126,9 @@ def dry_run(
         set_integer(trial, tie.module, tie.attribute, tie.position, tie.after(gone))
     restate_sizes(trial)
     faults: list[Fault] = []
+    outputs: Any = None
     for each in passes:
+        state = Returned.by(trial, outputs).state if each.takes_state else None
         if trial.training != each.training:
             trial.train(each.training)
         mode = _Comparison(graph, builder, each.records, gone)
@@ -133,7 +136,7 @@ def dry_run(
         try:
             calls = TracedCalls(builder.device) if builder.acts_on_calls else nullcontext()
             with plain_kernels(), calls, mode:
-                call_model(trial, empty_inputs)
+                outputs = call_model(trial, empty_inputs, state)
         except Exception as error:
             if not mode.faults:  # after a fault the model may go astray; another round will tell
                 mode.fault_outside(error)

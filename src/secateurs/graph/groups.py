@@ -129,6 +129,8 @@ class Graph:
             plain attributes).
         example_only: Lines of the model's source that read values which depend on weights. Where `forward`
             branches on one, the graph knows the path that the example takes, and no other.
+        state: What the model returns for itself, such as a cache of keys and values: the argument of
+            `forward` that takes it back, with its class. It shrinks with the cut; outputs keep their lengths.
     """
 
     groups: tuple[Group, ...]
@@ -147,6 +149,7 @@ class Graph:
     unknown: Mapping[str, str] = field(default_factory=dict)
     rescalings: tuple[Rescaling, ...] = field(default=(), repr=False)
     example_only: tuple[str, ...] = ()
+    state: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

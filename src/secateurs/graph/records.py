@@ -45,10 +45,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The operator calls of one forward pass, and whether the model was in training mode."""
+    """The operator calls of one forward pass.
+
+    Args:
+        training: Whether the model was in training mode.
+        records: The calls.
+        takes_state: Whether the model was given the state that the pass before returned.
+    """
 
     training: bool
     records: tuple[Record, ...]
+    takes_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)

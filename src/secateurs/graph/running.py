@@ -32,13 +32,19 @@ from secateurs.graph.values import Answers, Recording, as_meta, compute, value_o
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 
 
-def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments."""
+def call_model(model: nn.Module, inputs: Inputs, more: Mapping[str, Any] | None = None) -> Any:
+    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments.
+
+    Args:
+        model: The model.
+        inputs: Its inputs.
+        more: Further keyword arguments, which win over those of `inputs`.
+    """
     if isinstance(inputs, Mapping):
-        return model(**inputs)
+        return model(**{**inputs, **(more or {})})
     if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(*inputs)
+        return model(inputs, **(more or {}))
+    return model(*inputs, **(more or {}))
 
 
 def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:

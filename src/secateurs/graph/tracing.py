@@ -8,7 +8,7 @@ call is real. It runs on the meta device, where tensors have a shape and no memo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from secateurs.graph.integers import Book, Statement, Traced, size_lists, traced
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.operators import operator
 from secateurs.graph.origins import attach_origins
+from secateurs.graph.outputs import Returned
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.records import Contraction, ParameterDim, Pass, Read, Record
 from secateurs.graph.recurrent import call_in_few_steps, share_of_steps, steps_of
@@ -43,7 +44,7 @@ from secateurs.graph.values import Answers, asks, value_of
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 _LABELS = "_secateurs_labels"
-_OF_EVALUATION = ("contractions", "reads", "mixed", "bare")  # a pass in training mode adds nothing to these
+_OF_EVALUATION = ("contractions", "reads", "mixed", "bare")  # further passes add nothing to these
 
 
 class Tracer(MetaMode):
@@ -93,6 +94,7 @@ class Tracer(MetaMode):
         self.kinds: list[tuple[Dim, str]] = []
         self.unknown: dict[str, str] = {}
         self.example_only: dict[str, None] = {}
+        self.own_state: dict[str, str] = {}
         self.calls = 0
         self._sizes: list[tuple[Traced, bool]] = []
         self._size_lists: list[list[int]] = []
@@ -115,14 +117,12 @@ class Tracer(MetaMode):
             self._register(name, tensor)
             if not is_parameter(tensor):
                 self.buffers.add(name)
-        self._one_pass(model, inputs)
+        returned = self._one_pass(model, inputs)
+        self._hand_back(model, inputs, returned.state)
         self.elsewhere = {place.parameter for place in self._unused()}
         if not self.elsewhere.isdisjoint(registered):
-            evaluation = {name: list(getattr(self, name)) for name in _OF_EVALUATION}
-            with contextlib.suppress(Exception):  # the other mode need not run, on meta or at all
+            with self._beside(), contextlib.suppress(Exception):  # it need not run, on meta or at all
                 self._one_pass(model.train(not model.training), inputs)
-            for name, kept in evaluation.items():
-                setattr(self, name, kept)
         for place in self._unused():
             self.labels.lock(place.labels, "the forward pass does not use it")
         if self._rows is not None:
@@ -142,20 +142,51 @@ class Tracer(MetaMode):
 
                 module.register_forward_pre_hook(tie)
 
-    def _one_pass(self, model: nn.Module, inputs: Inputs) -> None:
+    def _hand_back(self, model: nn.Module, inputs: Inputs, state: Mapping[str, Any]) -> None:
+        """Call the model again with the state that it returned: what reads it may not have run before.
+
+        State with which it cannot be called is locked as outputs are.
+        """
+        before = tensors_in(state)
+        try:
+            with self._beside():
+                if state:
+                    self._one_pass(model, inputs, state)
+        except Exception:  # whatever the model's own code raises
+            for tensor in before:
+                for dim in self.dims(tensor):
+                    self.labels.lock(dim, "it is state with which the model cannot be called again")
+                if self._rows is not None:
+                    self._rows.fix(tensor)
+        else:
+            self.own_state = {name: type(value).__name__ for name, value in state.items()}
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """A further pass unifies labels, and adds nothing to costs and reads."""
+        evaluation = {name: list(getattr(self, name)) for name in _OF_EVALUATION}
+        try:
+            yield
+        finally:
+            for name, kept in evaluation.items():
+                setattr(self, name, kept)
+
+    def _one_pass(self, model: nn.Module, inputs: Inputs, state: Mapping[str, Any] | None = None) -> Returned:
         self._records = []
         self.calls = 0
         training = model.training
         empty_inputs = to_meta(inputs)
         self.answers = Answers(self.values)
         with watched(self):
-            outputs = call_model(model, empty_inputs)
-        self.lock_outputs(outputs)
-        self.passes.append(Pass(training, tuple(self._records)))
+            outputs = call_model(model, empty_inputs, state)
+        returned = Returned.by(model, outputs)
+        self.lock_outputs(returned)
+        self.passes.append(Pass(training, tuple(self._records), takes_state=state is not None))
+        return returned
 
-    def lock_outputs(self, outputs: Any) -> None:
-        """What leaves the model keeps its lengths, however it is packed."""
-        for tensor in tensors_in(outputs):
+    def lock_outputs(self, returned: Returned) -> None:
+        """What a caller reads keeps its lengths, however it is packed; the model's own state need not."""
+        for tensor in returned.tensors:
             for dim in self.dims(tensor):
                 self.labels.lock(dim, "it is an output of the model")
             if self._rows is not None:

@@ -29,6 +29,7 @@ from secateurs.graph.groups import Indices
 from secateurs.graph.labels import LOCKED, Dim, LabelArray
 from secateurs.graph.operators import canonical
 from secateurs.graph.origins import attach_origins
+from secateurs.graph.outputs import Returned
 from secateurs.graph.rules import find_call_rule, find_rule
 from secateurs.graph.running import (
     Inputs,
@@ -123,7 +124,7 @@ class Follower(Tracer):
             self._register(name, tensor)
         with watched(self):
             outputs = call_model(model, inputs)
-        self.lock_outputs(outputs)
+        self.lock_outputs(Returned.by(model, outputs))
         return outputs
 
     def derive_scale(self, query: Tensor, key: Tensor, others: Sequence[Any]) -> None:

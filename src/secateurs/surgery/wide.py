@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import VerifyError
 from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
-from secateurs.graph.running import Inputs, call_model, plain_kernels, tensors_in
+from secateurs.graph.outputs import Returned
+from secateurs.graph.running import Inputs, call_model, plain_kernels
 
 Forward: TypeAlias = Callable[[nn.Module, Inputs], Any]
 _WIDER = {
@@ -84,6 +85,8 @@ def run_wide(
 ) -> list[Tensor]:
     """The outputs of a copy of a model in float64 and evaluation mode, with the same random numbers always.
 
+    State that the model returns for itself is not among them.
+
     Args:
         model: The model; it is left as it is.
         inputs: Inputs with values; moved to the model's device.
@@ -108,7 +111,7 @@ def run_wide(
         raise
     except Exception as error:
         raise VerifyError(f"{which} could not be run: {type(error).__name__}: {error}") from error
-    return tensors_in(outputs)
+    return list(Returned.by(duplicate, outputs).tensors)
 
 
 def _double(model: nn.Module, exchanged: Mapping[str, Tensor]) -> nn.Module:
