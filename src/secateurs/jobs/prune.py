@@ -8,24 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from secateurs.errors import TrainingStoppedError
-from secateurs.graph import Graph, trace
-from secateurs.jobs.cuts import (
-    PARTICLE_IMAGES,
-    amounts_of,
-    check_reach,
-    criterion_for,
-    curves_for,
-    cuttable,
-    layer_cuts,
-    selection_for,
-)
+from secateurs.graph import trace
+from secateurs.jobs.cuts import amounts_of, check_reach, layer_cuts
 from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
 from secateurs.jobs.settings import PruneSettings
+from secateurs.jobs.steps import next_step
 from secateurs.jobs.workplace import (
     Job,
     JobResult,
@@ -36,10 +27,10 @@ from secateurs.jobs.workplace import (
     open_run,
     threads,
 )
-from secateurs.planning import Budget, Plan, Remove, paced_share
-from secateurs.planning.limits import Limits, still_there
+from secateurs.planning import Plan
+from secateurs.planning.limits import Limits
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
-from secateurs.pruning import Amounts, Step, prune_steps
+from secateurs.pruning import Amounts
 from secateurs.recovery import Epoch, History, finetune
 from secateurs.recovery.resuming import below
 from secateurs.runs import Run
@@ -158,7 +149,18 @@ class _Pruning:
 
     def _cut(self, stage: int) -> None:
         """Rank, cut, verify; then keep plan, picture and weights."""
-        whole, step = self.model, self._step(stage)
+        whole, step = (
+            self.model,
+            next_step(
+                self.job,
+                self.settings,
+                self.model,
+                stage,
+                limits=self.limits,
+                whole=Amounts(**self.facts["whole"]),
+                gone=sum(row["removed"] for row in self.facts["rows"]),
+            ),
+        )
         self.model = step.model
         measured = sizes(self.model, self.job.example(1))
         row = {
@@ -190,48 +192,6 @@ class _Pruning:
     def _own_plans(self) -> list[Plan]:
         """The cuts of this job that the model has behind it."""
         return self.job.run.plans(len(self.inherited) + self.facts["cuts"])[len(self.inherited) :]
-
-    def _step(self, stage: int) -> Step:
-        """One round of rank and cut on the model as it is now."""
-        settings = self.settings
-        self.job.doing(f"rank and cut, iteration {stage}/{settings.iterations}")
-        graph = trace(self.model.eval(), self.job.example())
-        kept, least = self.limits.within(
-            cuttable(graph, settings), stage / settings.iterations, settings.usual_pace
-        )
-        steps = prune_steps(
-            self.model.eval().requires_grad_(True),
-            self.job.example(),
-            criterion=criterion_for(settings, stage),
-            budget=self._budget(stage, graph),
-            data=self.job.ranking_batches(settings.rank_images),
-            loss_fn=cross_entropy,
-            scope="local" if settings.scope == "local" else "global",
-            round_to=settings.round_to,
-            kinds=settings.cut_kinds,
-            skip=still_there(graph, settings.skip),
-            allocation=kept or None,
-            min_units=least,
-            curves=curves_for(settings),
-            selection=selection_for(
-                settings, stage, self.job.validation_batches(PARTICLE_IMAGES), self.job.tell
-            ),
-            normalization=settings.normalization,
-        )
-        return next(steps)
-
-    def _budget(self, stage: int, graph: Graph) -> Budget | Remove | None:
-        """What is to remain of the model as it is now, so that the last iteration meets the target."""
-        if self.settings.remove is not None:
-            return Remove(self.settings.remove)
-        if self.settings.target is None:
-            return None
-        quantity, share = self.settings.target
-        whole = Amounts(**self.facts["whole"])
-        left = whole.units - sum(row["removed"] for row in self.facts["rows"])
-        now = amounts_of(graph, self.settings, units=left)
-        goal = paced_share(self.settings.usual_pace, stage / self.settings.iterations, share)
-        return now.budget_for(quantity, goal, whole)
 
     def _enter_last(self) -> None:
         """The last stage cuts nothing."""
