@@ -7,7 +7,6 @@ from math import isclose
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from secateurs.graph.cost import CostModel
 from secateurs.graph.counts import Counted, Rescaling
@@ -25,7 +24,8 @@ from secateurs.graph.groups import (
     group_names,
 )
 from secateurs.graph.integers import Comparison
-from secateurs.graph.labels import LOCKED, PAIRED, Dim, Labels
+from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.numbering import UnitNumbers
 from secateurs.graph.records import ParameterDim
 from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import Tracer
@@ -74,14 +74,11 @@ class GroupBuilder:
     def _build(self) -> Graph:
         """Collect the units, put those with one signature into a group, and translate the trace."""
         dims = self._tracer.parameter_dims
-        settled = self._settled(dims)
-        self._number(settled)
-        for place, factors in zip(dims, settled, strict=True):
-            self._remember(place.labels, factors)
+        self._numbers = UnitNumbers(self._labels, [place.labels for place in dims])
         self._reasons = len(self._labels.reasons)
         groups = self._groups(dims)
         ties, constraints, conditions = SizeReader(
-            self._tracer, groups, self._unit_group, self.unit_factors
+            self._tracer, groups, self._numbers.groups, self.unit_factors
         ).read()
         axes = tuple((p.parameter, p.dim, units) for p in dims if (units := self.unit_factors(p.labels)))
         return Graph(
@@ -89,7 +86,7 @@ class GroupBuilder:
             locked=tuple(self._locked(p) for p in dims if p.size > 1 and not self.unit_factors(p.labels)),
             fingerprint=self._fingerprint,
             parameters=self._shapes,
-            units=self._units,
+            units=self._numbers.count,
             ties=ties,
             constraints=constraints,
             conditions=conditions,
@@ -106,78 +103,23 @@ class GroupBuilder:
 
     # -- units ------------------------------------------------------------------------------------
 
-    def _settled(self, dims: Sequence[ParameterDim]) -> list[tuple[Indices, ...]]:
-        """The factors of all parameter dimensions; again where resolving one found a contradiction."""
-        while True:
-            reasons = len(self._labels.reasons)
-            self._atom_of = self._labels.atoms()
-            settled = [self._resolved(place.labels) for place in dims]
-            if len(self._labels.reasons) == reasons:
-                return settled
-
-    def _resolved(self, dim: Dim) -> tuple[Indices, ...]:
-        """The factors of a dimension as single labels."""
-        if len(dim.factors) == 1:
-            atoms: Indices = self._atom_of[dim.factors[0]]
-            if not np.count_nonzero(atoms == PAIRED):
-                return (atoms,) if np.count_nonzero(atoms) else ()
-        return self._labels.resolve(dim).factors if dim.factors else ()
-
-    def _number(self, settled: Sequence[tuple[Indices, ...]]) -> None:
-        """Give every free label that lives in some parameter a unit number, ordered by group."""
-        labels = [_distinct(factors) for factors in settled]
-        flat = np.concatenate(labels) if labels else np.empty(0, np.int64)
-        where = np.repeat(np.arange(len(labels)), [len(found) for found in labels])
-        free = flat != LOCKED
-        atoms, inverse = _distinct_labels(flat[free], len(self._labels))
-        signature = _signatures(inverse, where[free], len(atoms), len(settled)) ^ _sides(settled, atoms)
-        first_seen = np.full(len(atoms), len(flat), np.int64)
-        np.minimum.at(first_seen, inverse, np.flatnonzero(free))
-        kinds, group_of = np.unique(signature, return_inverse=True)
-        opening = np.full(len(kinds), len(flat), np.int64)
-        np.minimum.at(opening, group_of, first_seen)
-        counts = np.bincount(group_of, minlength=len(kinds))
-        cuttable = counts[group_of] > 1  # a group of one unit cannot lose it
-        order = np.lexsort((first_seen, opening[group_of]))
-        order = order[cuttable[order]]
-        self._units = len(order)
-        self._factors: dict[tuple[int, ...], tuple[Indices, ...]] = {}
-        self._same: dict[bytes, Indices] = {}
-        self._unit_of = np.full(len(self._labels), NO_UNIT, np.int64)
-        self._unit_of[atoms[order]] = np.arange(self._units)
-        self._unit_group = np.unique(opening[group_of[order]], return_inverse=True)[1]
-        self._atoms = atoms[order]
-
     def unit_factors(self, dim: Dim) -> tuple[Indices, ...]:
-        """A dimension's factors as unit numbers, for dimensions of any tensor of the trace.
-
-        Equal factors are one array, so that what is known of one dimension is known of all that follow it.
-        """
-        if not dim.factors:
-            return ()
-        known = self._factors.get(tuple(map(id, dim.factors)))  # the trace keeps these arrays alive
-        return self._remember(dim, self._resolved(dim)) if known is None else known
-
-    def _remember(self, dim: Dim, settled: Sequence[Indices]) -> tuple[Indices, ...]:
-        units = [self._unit_of[atoms] for atoms in settled]
-        factors = tuple(
-            self._same.setdefault(factor.tobytes(), factor)
-            for factor in units
-            if np.count_nonzero(factor != NO_UNIT)
-        )
-        return self._factors.setdefault(tuple(map(id, dim.factors)), factors)
+        """A dimension's factors as unit numbers, for dimensions of any tensor of the trace."""
+        return self._numbers.factors(dim)
 
     def lock(self, group: Group, reason: str, where: str) -> None:
         """Lock a group for a reason found after the trace; it is gone at the next `build`."""
         self._labels.reasons.append((reason, where))
-        atoms = self._atoms[group.first : group.first + group.size]
+        atoms = self._numbers.atoms[group.first : group.first + group.size]
         self._labels.lock_labels(atoms, len(self._labels.reasons) - 1)
 
     # -- groups -----------------------------------------------------------------------------------
 
     def _groups(self, dims: Sequence[ParameterDim]) -> tuple[Group, ...]:
-        sizes = np.bincount(self._unit_group) if self._units else np.empty(0, np.int64)
-        firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if self._units else np.empty(0, np.int64)
+        sizes = np.bincount(self._numbers.groups) if self._numbers.count else np.empty(0, np.int64)
+        firsts = (
+            np.concatenate([[0], np.cumsum(sizes)[:-1]]) if self._numbers.count else np.empty(0, np.int64)
+        )
         slices: list[list[Slice]] = [[] for _ in sizes]
         known: dict[tuple[int, ...], list[tuple[int, Indices]]] = {}  # one entry for all that are cut alike
         crossing: list[set[int]] = [set() for _ in sizes]
@@ -196,7 +138,7 @@ class GroupBuilder:
                         consumes="consumer" in self._tracer.roles.get(number, ()),
                     )
                 )
-            for one, other in _crossings(factors, self._unit_group):
+            for one, other in _crossings(factors, self._numbers.groups):
                 crossing[one].add(other)
                 crossing[other].add(one)
         kinds = self._named_kinds()
@@ -224,7 +166,7 @@ class GroupBuilder:
             units, places = np.unique(pairs, axis=1)
         order = np.argsort(units, kind="stable")
         order = order[np.count_nonzero(units == NO_UNIT) :]
-        groups = self._unit_group[units[order]]  # ascending, as the units of a group stand side by side
+        groups = self._numbers.groups[units[order]]  # ascending, as the units of a group stand side by side
         opening = np.flatnonzero(np.diff(groups, prepend=-1))
         parts = np.split(places[order], opening[1:])
         return [
@@ -245,7 +187,7 @@ class GroupBuilder:
         for dim, kind in self._tracer.kinds:
             for factor in self.unit_factors(dim):
                 units = factor[factor != NO_UNIT]
-                for group in np.unique(self._unit_group[units]).tolist():
+                for group in np.unique(self._numbers.groups[units]).tolist():
                     if group not in found or (found[group], kind) in _STRONGER:
                         found[group] = cast(Kind, kind)
         return found
@@ -284,7 +226,7 @@ class GroupBuilder:
     def _reads(self) -> tuple[UnitRead, ...]:
         found = []
         for read in self._tracer.reads:
-            wanted = np.zeros(self._units + 1, np.bool_)
+            wanted = np.zeros(self._numbers.count + 1, np.bool_)
             for dim in read.contracted:
                 for factor in self.unit_factors(dim):
                     wanted[factor] = True
@@ -325,7 +267,7 @@ class GroupBuilder:
         """What makes up for scales that are derived from lengths, as far as these can change."""
         sizes = np.asarray([group.size for group in groups], np.int64)
         return tuple(
-            Rescaling(Counted.of(dim.size, units, self._unit_group, sizes), places)
+            Rescaling(Counted.of(dim.size, units, self._numbers.groups, sizes), places)
             for dim, places in self._tracer.rescalings
             if (units := self.unit_factors(dim))
         )
@@ -358,39 +300,6 @@ class GroupBuilder:
         return True
 
 
-def _signatures(units: Indices, places: Indices, count: int, dims: int) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash for each unit of the multiset of parameter dimensions that it lives in."""
-    weights = np.random.default_rng(0).integers(1, 2**63, size=dims, dtype=np.uint64)
-    pairs, times = np.unique(units * dims + places, return_counts=True)
-    with np.errstate(over="ignore"):
-        mixed = weights[pairs % dims] * (times.astype(np.uint64) * np.uint64(2) + np.uint64(1))
-        table = np.zeros(count, np.uint64)
-        np.add.at(table, pairs // dims, mixed ^ (mixed >> np.uint64(29)))
-    return table
-
-
-def _distinct_labels(labels: Indices, count: int) -> tuple[Indices, Indices]:
-    """What `np.unique` gives of labels below a count, and the place of each in it; without sorting."""
-    place = np.zeros(count, np.int64)
-    place[labels] = 1
-    distinct = np.flatnonzero(place)
-    place[distinct] = np.arange(len(distinct))
-    return distinct, place[labels]
-
-
-def _sides(settled: Sequence[tuple[Indices, ...]], atoms: Indices) -> npt.NDArray[np.uint64]:
-    """A hash for each unit of the directions in which it cuts, where a dimension can be cut in several.
-
-    As many heads as head dimensions would look alike without it, and be taken for one group.
-    """
-    factors = [factor for several in settled if len(several) > 1 for factor in several]
-    if not factors:
-        return np.zeros(len(atoms), np.uint64)
-    units = [np.searchsorted(atoms, factor[factor != LOCKED]) for factor in factors]
-    places = [np.full(len(found), number, np.int64) for number, found in enumerate(units)]
-    return _signatures(np.concatenate(units), np.concatenate(places), len(atoms), len(factors))
-
-
 def _group_name(parts: Sequence[Slice]) -> str:
     chosen = next((part for part in parts if part.role == "producer"), parts[0])
     module, _, leaf = chosen.parameter.rpartition(".")
@@ -404,16 +313,6 @@ def _unique_names(names: Sequence[str]) -> list[str]:
         used[name] = used.get(name, 0) + 1
         result.append(name if used[name] == 1 else f"{name}#{used[name]}")
     return result
-
-
-def _distinct(factors: Sequence[Indices]) -> Indices:
-    """The labels of a dimension, each as often as there are indices that it removes."""
-    if len(factors) < 2:
-        return factors[0] if factors else np.empty(0, np.int64)
-    pairs = np.concatenate([np.stack([factor, np.arange(len(factor))]) for factor in factors], axis=1)
-    first = np.unique(pairs, axis=1, return_index=True)[1]
-    distinct: Indices = pairs[0, np.sort(first)]
-    return distinct
 
 
 def _crossings(factors: Sequence[Indices], unit_group: Indices) -> set[tuple[int, int]]:
