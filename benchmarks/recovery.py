@@ -1,0 +1,152 @@
+"""CIFAR-10 networks at a given speed-up: after the cut, after the repair, and after epochs with a teacher.
+
+Run: python -m benchmarks.recovery resnet56 --threads 1 [--speedup 2.13] [--epochs 1] [--seeds 3]
+     python -m benchmarks.recovery vgg16 --weights runs/cifar_vgg16.safetensors --width 0.25 --speedup 2.5
+
+All rows of a network have the same MACs and the same fine-tuning, distillation included. Torch-Pruning's
+rows are cut with one share for all layers, found by bisection, and its groups of coupled layers; ours are
+repaired, once with units and shares by reconstruction error and once with the same share of each group.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import secateurs
+from benchmarks.cifar_resnet56 import top1
+from benchmarks.common import CifarVGG, arguments, augmented, cifar10, header, pretrained
+from secateurs.recovery import Recipe, finetune, repair
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def network(args: Namespace) -> nn.Module:
+    """The trained network."""
+    if args.network == "resnet56":
+        return pretrained(args.data, 56)
+    model = CifarVGG(args.width)
+    model.load_state_dict(load_file(args.weights))
+    return model.eval()
+
+
+def ours(model: nn.Module, some: Batches, share: float, allocation: str | None) -> tuple[nn.Module, Any]:
+    """Cut by reconstruction error; the smaller network and the plan."""
+    graph = secateurs.trace(model, some[0][0][:2])
+    scores = secateurs.score(model, graph, "reconstruction", data=some)
+    plan = secateurs.plan(
+        graph,
+        scores,
+        secateurs.Budget(macs=share),
+        scope="local",
+        allocation=allocation,
+        skip=["conv1"] if "conv1" in graph.by_name else [],  # a residual stream keeps its width
+    )
+    return secateurs.apply(model, plan), plan
+
+
+def theirs(model: nn.Module, some: Batches, share: float, taylor: bool) -> nn.Module:
+    """Torch-Pruning: group L2 or Taylor, one ratio for all layers, by bisection to the same MACs."""
+    import torch_pruning as tp
+
+    whole, low, high = macs(model), 0.0, 0.95
+    best = model
+    for _ in range(6):
+        ratio = (low + high) / 2
+        small = copy.deepcopy(model)
+        last = [layer for layer in small.modules() if isinstance(layer, nn.Linear)][-1]
+        importance = (
+            tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(p=2)
+        )
+        pruner = tp.pruner.BasePruner(
+            small, some[0][0][:1], importance=importance, pruning_ratio=ratio, ignored_layers=[last]
+        )
+        if taylor:
+            for inputs, targets in some:
+                cross_entropy(small(inputs), targets).backward()
+        pruner.step()
+        small.zero_grad(set_to_none=True)
+        if macs(small) <= share * whole:
+            best, high = small, ratio
+        else:
+            low = ratio
+    return best
+
+
+def macs(model: nn.Module) -> int:
+    """Multiply-accumulates of one image."""
+    return secateurs.trace(model, torch.zeros(1, 3, 32, 32)).cost().macs
+
+
+def contenders(model: nn.Module, some: Batches, share: float) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Name, smaller network, and the plan where we made it."""
+    yield "secateurs, shares by error", *ours(model, some, share, "error")
+    yield "secateurs, one share", *ours(model, some, share, None)
+    if importlib.util.find_spec("torch_pruning"):
+        yield "Torch-Pruning, group L2", theirs(model, some, share, taylor=False), None
+        yield "Torch-Pruning, group Taylor", theirs(model, some, share, taylor=True), None
+
+
+def main() -> None:
+    """Print a line for each contender and seed, and the means at the end."""
+    parser = arguments("Accuracy after the cut, the repair and some epochs.")
+    parser.add_argument("network", choices=["resnet56", "vgg16"])
+    parser.add_argument("--weights", type=Path, help="weights of VGG-16")
+    parser.add_argument("--width", type=float, default=1.0, help="width of VGG-16")
+    parser.add_argument("--speedup", type=float, default=2.13, help="times fewer MACs")
+    parser.add_argument("--images", type=int, default=2000, help="images to rank and repair on")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of fine-tuning; 0 for none")
+    parser.add_argument("--epoch-images", type=int, default=50_000)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--seeds", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    header(f"CIFAR-10 {args.network} at {args.speedup:g}x fewer MACs")
+    images, labels = cifar10(args.data, "train")
+    tested = cifar10(args.data, "test")
+    model = network(args)
+    print(
+        f"base {top1(model, *tested):.4f} on {len(tested[1])} test images; {args.images} images to rank and "
+        f"repair on; {args.epochs} epochs of {args.epoch_images} images"
+    )
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in range(args.seeds):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        some = [(images[part], labels[part]) for part in order[: args.images].split(100)]
+        for name, small, plan in contenders(model, some, 1 / args.speedup):
+            row = {"macs": macs(small) / macs(model), "cut": top1(small, *tested)}
+            if plan is not None:
+                started = time.process_time()
+                repair(model, small, plan, some)
+                row |= {"repair_s": time.process_time() - started, "repaired": top1(small, *tested)}
+            if args.epochs:
+                chosen = order[: args.epoch_images]
+                finetune(
+                    small.requires_grad_(True),
+                    lambda seed, chosen=chosen: augmented(images[chosen], labels[chosen], 128, seed),
+                    recipe=Recipe(epochs=args.epochs, lr=args.lr, weight_decay=5e-4, distill=0.7, seed=seed),
+                    teacher=model,
+                )
+                row["tuned"] = top1(small, *tested)
+            found.setdefault(name, []).append(row)
+            print(f"seed {seed}, {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
+    print("\n| | MACs | cut | repaired | fine-tuned |\n| --- | --- | --- | --- | --- |")
+    for name, rows in found.items():
+        cells = [statistics.mean(row.get(key, float("nan")) for row in rows) for key in
+                 ("macs", "cut", "repaired", "tuned")]  # fmt: skip
+        print(f"| {name} | " + " | ".join("" if c != c else f"{c:.1%}" for c in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
