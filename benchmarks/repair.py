@@ -14,12 +14,11 @@ import time
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import secateurs
 from benchmarks.cifar_resnet56 import top1
-from benchmarks.common import CifarResNet, arguments, cifar10, header
+from benchmarks.common import arguments, cifar10, header, pretrained
 from secateurs.recovery import repair
 
 TESTED = 3000
@@ -37,21 +36,12 @@ def uniform(model: nn.Module, example: Tensor, names: tuple[str, ...], share: fl
     return secateurs.Plan.of(graph, removed)
 
 
-def pretrained(args: argparse.Namespace) -> nn.Module:
-    """ResNet-56 with its published weights."""
-    model = CifarResNet(56)
-    weights = load_file(args.data / "weights" / "cifar_resnet56.safetensors")
-    missing = model.load_state_dict(weights, strict=False)
-    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
-    return model.eval()
-
-
 def cifar(args: argparse.Namespace) -> None:
     """The table, and the curve over images."""
     train_x, _ = cifar10(args.data, "train")
     test_x, test_y = (part[:TESTED] for part in cifar10(args.data, "test"))
     order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(args.seed))
-    model = pretrained(args)
+    model = pretrained(args.data, 56)
     plan = uniform(model, test_x[:1], ("conv1",), args.share)
     print(f"# {plan}, {plan.before.macs / plan.after.macs:.2f}x fewer MACs; {TESTED} test images")
     print(f"{'before the cut':<14} top-1 {top1(model, test_x, test_y):.4f}")

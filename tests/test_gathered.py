@@ -23,7 +23,7 @@ from models import build
 from secateurs import Plan, VerifyReport
 from secateurs.errors import VerifyError
 from secateurs.graph.running import tensors_in
-from secateurs.surgery import gathered
+from secateurs.surgery import following, gathered
 
 
 def seasoned(model: nn.Module) -> nn.Module:
@@ -344,7 +344,7 @@ def test_nothing_is_traced_where_nothing_is_mixed(monkeypatch: pytest.MonkeyPatc
     model = build(models.PlainVgg)
     x = model.example()
     plan = Plan.of(secateurs.trace(model, x), {"conv1": [0]})
-    monkeypatch.setattr(gathered.Follower, "__init__", lambda _: pytest.fail("the original was traced"))
+    monkeypatch.setattr(following.Follower, "__init__", lambda _: pytest.fail("the original was traced"))
     verifying = sys.modules["secateurs.surgery.verify"]
     monkeypatch.setattr(verifying, "trace", lambda *_: pytest.fail("the original was traced"))
     assert secateurs.verify(model, secateurs.apply(model, plan), plan, x).way == "silenced"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from secateurs.graph.groups import Graph, Group, UnitRead
+from secateurs.surgery.silence import zeroed
 
 
 class Silencing:
@@ -37,13 +37,12 @@ class Silencing:
         Returns:
             Changed copies by name.
         """
-        changed: dict[str, Tensor] = {}
-        for part in group.slices:
-            if group.first in self._bare or (part.parameter, part.dim) in self._readers:
-                tensor = changed.get(part.parameter, tensors[part.parameter])
-                places = torch.from_numpy(part.indices[unit]).to(tensor.device)
-                changed[part.parameter] = tensor.detach().index_fill(part.dim, places, 0)
-        return changed
+        places = [
+            (part.parameter, part.dim, part.indices[unit])
+            for part in group.slices
+            if group.first in self._bare or (part.parameter, part.dim) in self._readers
+        ]
+        return zeroed(tensors, places)
 
     def reads(self, group: Group) -> list[UnitRead]:
         """The calls in which weights read the group's units."""

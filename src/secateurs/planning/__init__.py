@@ -1,7 +1,8 @@
 """Deciding which units leave."""
 
 from secateurs.planning.budgets import Budget, Remove
-from secateurs.planning.plan import AxisCut, GroupCut, IntegerChange, Plan, RowScale
+from secateurs.planning.parts import AxisCut, GroupCut, IntegerChange, RowScale
+from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import plan
 from secateurs.planning.schedules import PACES, paced_share
 

@@ -3,97 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from secateurs.errors import PlanError
+from secateurs.files import whole_file
 from secateurs.graph.cost import Cost
 from secateurs.graph.counts import CountCondition, CountConstraint
 from secateurs.graph.groups import Graph, Removed, removed_places
+from secateurs.planning.parts import (
+    AxisCut,
+    Factors,
+    GroupCut,
+    IntegerChange,
+    RowScale,
+    as_scales,
+    compose_axes,
+    compose_groups,
+    compose_scales,
+)
 
 _FORMAT = 1
-_Factors: TypeAlias = dict[tuple[str, int], dict[int, float]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AxisCut:
-    """The indices that one dimension of one parameter loses.
-
-    Args:
-        parameter: Name of the parameter or buffer.
-        dim: The dimension.
-        size: Its length before the cut.
-        removed: The indices that leave, ascending.
-        silenced: Those of them that are zeroed to silence the units in the original: all where the
-            parameter consumes the units, and all of units that are summed over without weights.
-    """
-
-    parameter: str
-    dim: int
-    size: int
-    removed: tuple[int, ...]
-    silenced: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowScale:
-    """Rows that are multiplied with the cut, to make up for a scale that is derived from a length.
-
-    An attention kernel that is given no scale takes ``1 / sqrt(d)`` of heads of length ``d``: where they are
-    cut to ``d'``, the rows of the queries are multiplied by ``sqrt(d' / d)``.
-
-    Args:
-        parameter: Name of the parameter or buffer.
-        dim: The dimension.
-        indices: The rows, as indices before the cut, ascending; rows that leave are left out.
-        factor: What they are multiplied by.
-    """
-
-    parameter: str
-    dim: int
-    indices: tuple[int, ...]
-    factor: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IntegerChange:
-    """A module's attribute (or one item of it) that held a length which changes."""
-
-    module: str
-    attribute: str
-    position: int | None
-    before: int
-    after: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupCut:
-    """The units that one group loses.
-
-    Args:
-        name: The group.
-        kind: What a unit is.
-        size: Units before the cut.
-        removed: Indices of the units that leave, ascending.
-        mixed_by: The operator that computes across the units, if any: then silencing is not removing.
-    """
-
-    name: str
-    kind: str
-    size: int
-    removed: tuple[int, ...]
-    mixed_by: str | None = None
-
-    @property
-    def kept(self) -> int:
-        """Units that remain."""
-        return self.size - len(self.removed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,13 +130,13 @@ class Plan:
         for axis in following.axes:
             key = (axis.parameter, axis.dim)
             earlier = axes.get(key)
-            axes[key] = axis if earlier is None else _compose_axes(earlier, axis)
+            axes[key] = axis if earlier is None else compose_axes(earlier, axis)
         groups = list(self.groups)
         for group in following.groups:  # numbered names move up where a group is down to one unit
             alike = (group.name, group.size)
             same = [n for n, known in enumerate(groups) if (known.name, known.kept) == alike]
             if same:
-                groups[same[0]] = _compose_groups(groups[same[0]], group)
+                groups[same[0]] = compose_groups(groups[same[0]], group)
             else:
                 groups.append(group)
         integers = {(c.module, c.attribute, c.position): c for c in self.integers}
@@ -224,7 +158,12 @@ class Plan:
             before=self.before,
             after=following.after,
             source={**self.source, **following.source},
-            rescaled=_compose_scales(self, following, axes),
+            rescaled=compose_scales(
+                self.rescaled,
+                following.rescaled,
+                earlier={(axis.parameter, axis.dim): axis for axis in self.axes},
+                both=axes,
+            ),
         )
 
     def to_json(self) -> str:
@@ -264,16 +203,13 @@ class Plan:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON; the file appears whole or not at all."""
-        target = Path(path)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self.to_json())
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        """Write the plan as JSON; the file appears whole or not at all.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
+        with whole_file(Path(path)) as temporary:
+            temporary.write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -335,7 +271,7 @@ def _axes(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> list[AxisC
 
 def _row_scales(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[RowScale, ...]:
     """The rows that stay and are rescaled."""
-    factors: _Factors = {}
+    factors: Factors = {}
     lost = {
         (name, dim): removed_places(units, gone, graph.parameters[name][dim])
         for name, dim, units in graph.axes
@@ -346,67 +282,8 @@ def _row_scales(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> tupl
             leaving = lost.get((name, dim))
             staying = indices if leaving is None else indices[~leaving[indices]]
             factors.setdefault((name, dim), {}).update(dict.fromkeys(staying.tolist(), factor))
-    return _as_scales(factors)
-
-
-def _compose_scales(
-    first: Plan, second: Plan, axes: Mapping[tuple[str, int], AxisCut]
-) -> tuple[RowScale, ...]:
-    """The factors of two cuts, one after the other, of the rows that both leave."""
-    factors: _Factors = {}
-    earlier = {(axis.parameter, axis.dim): axis for axis in first.axes}
-    for plan in (first, second):
-        for scale in plan.rescaled:
-            key = scale.parameter, scale.dim
-            axis = earlier.get(key) if plan is second else None
-            indices = scale.indices if axis is None else _in_first(axis.size, axis.removed, scale.indices)
-            rows = factors.setdefault(key, {})
-            for index in indices:
-                rows[index] = rows.get(index, 1.0) * scale.factor
-    for key, rows in factors.items():
-        for index in axes[key].removed if key in axes else ():
-            rows.pop(index, None)
-    return _as_scales(factors)
-
-
-def _as_scales(factors: _Factors) -> tuple[RowScale, ...]:
-    """One entry for all rows of a dimension that have the same factor."""
-    found = []
-    for (name, dim), rows in factors.items():
-        for factor in sorted(set(rows.values())):
-            indices = tuple(sorted(index for index, each in rows.items() if each == factor))
-            found.append(RowScale(parameter=name, dim=dim, indices=indices, factor=factor))
-    return tuple(found)
+    return as_scales(factors)
 
 
 def _listed(places: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, ...]:
     return tuple(np.flatnonzero(places).tolist())
-
-
-def _in_first(size: int, removed: tuple[int, ...], later: tuple[int, ...]) -> list[int]:
-    """Indices after a cut, as indices before it."""
-    kept: list[int] = np.delete(np.arange(size), np.asarray(removed, np.int64))[
-        np.asarray(later, np.int64)
-    ].tolist()
-    return kept
-
-
-def _compose_axes(first: AxisCut, second: AxisCut) -> AxisCut:
-    if first.size - len(first.removed) != second.size:
-        raise PlanError(
-            f"the second plan expects length {second.size} of {second.parameter!r} dimension {second.dim}, "
-            f"the first leaves {first.size - len(first.removed)}"
-        )
-    removed = _in_first(first.size, first.removed, second.removed)
-    silenced = _in_first(first.size, first.removed, second.silenced)
-    return replace(
-        first,
-        removed=tuple(sorted({*first.removed, *removed})),
-        silenced=tuple(sorted({*first.silenced, *silenced})),
-    )
-
-
-def _compose_groups(first: GroupCut, second: GroupCut) -> GroupCut:
-    removed = _in_first(first.size, first.removed, second.removed)
-    mixed = first.mixed_by or second.mixed_by
-    return replace(first, removed=tuple(sorted({*first.removed, *removed})), mixed_by=mixed)

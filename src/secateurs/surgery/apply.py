@@ -15,7 +15,8 @@ from secateurs.graph.copying import copy_model, registered_tensors, tensors_of
 from secateurs.graph.exchange import fold_where_possible, write_out
 from secateurs.graph.groups import fingerprint_of
 from secateurs.graph.origins import set_integer
-from secateurs.planning.plan import AxisCut, Plan, RowScale
+from secateurs.planning.parts import AxisCut, RowScale
+from secateurs.planning.plan import Plan
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.graph.copying import copy_model, tensors_of
-from secateurs.planning.plan import AxisCut, Plan
+from secateurs.graph.groups import Indices
+from secateurs.planning.parts import AxisCut
+from secateurs.planning.plan import Plan
 from secateurs.surgery.apply import apply, axes_present, check_fits
+
+Place: TypeAlias = tuple[str, int, Indices | tuple[int, ...]]
 
 
 def silenced(model: nn.Module, plan: Plan) -> nn.Module:
@@ -42,7 +46,7 @@ def silenced(model: nn.Module, plan: Plan) -> nn.Module:
     """
     tensors = tensors_of(model)
     check_fits(model, plan)
-    return copy_model(model, zeroed(tensors, plan.axes), share=True)
+    return copy_model(model, zeroed(tensors, silencing(tensors, plan.axes)), share=True)
 
 
 def without(model: nn.Module, plan: Plan) -> tuple[nn.Module, Literal["silenced", "cut"]]:
@@ -52,13 +56,25 @@ def without(model: nn.Module, plan: Plan) -> tuple[nn.Module, Literal["silenced"
     return apply(model, plan), "cut"
 
 
-def zeroed(tensors: Mapping[str, Tensor], axes: Iterable[AxisCut]) -> dict[str, Tensor]:
-    """The tensors that are zeroed in part to silence the units: consumers' weights above all."""
+def silencing(tensors: Mapping[str, Tensor], axes: Iterable[AxisCut]) -> list[Place]:
+    """The places that are zeroed to silence the units of a cut: in consumers' weights above all."""
+    present = axes_present(tensors, list(axes))
+    return [(axis.parameter, axis.dim, axis.silenced) for axis in present if axis.silenced]
+
+
+def zeroed(tensors: Mapping[str, Tensor], places: Iterable[Place]) -> dict[str, Tensor]:
+    """Copies of the tensors that have one of the places, with zeros there.
+
+    Args:
+        tensors: All tensors by name.
+        places: Name, dimension and indices; a name may come again.
+
+    Returns:
+        The copies by name.
+    """
     changed: dict[str, Tensor] = {}
-    for axis in axes_present(tensors, list(axes)):
-        if axis.silenced:
-            tensor = changed.get(axis.parameter)
-            tensor = tensors[axis.parameter].detach().clone() if tensor is None else tensor
-            places = torch.tensor(axis.silenced, device=tensor.device)
-            changed[axis.parameter] = tensor.index_fill(axis.dim, places, 0)
+    for name, dim, indices in places:
+        tensor = changed.get(name, tensors[name]).detach()
+        index = torch.as_tensor(indices, dtype=torch.long, device=tensor.device)
+        changed[name] = tensor.index_fill(dim, index, 0)  # a copy
     return changed

@@ -20,10 +20,11 @@ from secateurs.graph import trace
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.groups import Graph, Indices
 from secateurs.graph.running import Inputs
-from secateurs.planning.plan import AxisCut, Plan, RowScale
+from secateurs.planning.parts import AxisCut, RowScale
+from secateurs.planning.plan import Plan
 from secateurs.surgery.apply import apply, check_fits, rescaled
 from secateurs.surgery.gathered import NotGathered, run_gathered
-from secateurs.surgery.silence import zeroed
+from secateurs.surgery.silence import silencing, zeroed
 from secateurs.surgery.wide import run_wide
 
 
@@ -161,7 +162,8 @@ def _silenced(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     """The first way: the units' consumers read zero."""
     whole = run_wide(original, inputs, "the original")
     original = _rounded_alike(original, plan.rescaled)
-    exchanged = zeroed(tensors_of(original), plan.axes)
+    tensors = tensors_of(original)
+    exchanged = zeroed(tensors, silencing(tensors, plan.axes))
     outputs = run_wide(original, inputs, "the silenced original", exchanged=exchanged)
     return _Without(whole=whole, outputs=outputs)
 
