@@ -1,7 +1,8 @@
 """CIFAR-10 ResNet-20: training for sparsity before a cut, against plain training of the same length.
 
-Every network is trained for --epochs, with a method or without, then cut to the same share of MACs, repaired,
-and fine-tuned for --finetune-epochs. Compare a method with the plain training that the same ranking cuts.
+Every network is trained for --epochs, with a method or without. Its batch norms are re-estimated, since those
+of filters that were just set to zero are stale. Then it is cut to the same share of MACs, repaired, and
+fine-tuned for --finetune-epochs. Compare a method with the plain training that the same ranking cuts.
 
 Run: python -m benchmarks.sparsity_training [--epochs 2] [--finetune-epochs 1] [--images 4000] [--seeds 1]
 """
@@ -22,6 +23,7 @@ from benchmarks.cifar_resnet56 import top1
 from benchmarks.common import arguments, augmented, cifar10, header, pretrained
 from secateurs.errors import BudgetError
 from secateurs.recovery import Recipe, finetune, repair
+from secateurs.recovery.batch_norm import norms_of, reestimate
 from secateurs.recovery.sparsify import METHODS, Sparsifier, sparsifier
 
 # How far the pull alone would take what it acts on over the whole training: a scale of a batch norm by 0.4, a
@@ -85,6 +87,8 @@ def main() -> None:
         for name, method, cuts in ways:
             started = time.perf_counter()
             model = trained(base, images, labels, args, args.epochs, seed, method)
+            norms = norms_of(model, model.buffers()).values()
+            reestimate(model, norms, images[: args.repair_images].split(100))
             accuracy, seconds = top1(model, *test), time.perf_counter() - started
             print(f"seed {seed}, {name}: {accuracy:.4f} after {seconds:.0f} s", flush=True)
             for criterion, scope in cuts:

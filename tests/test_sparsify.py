@@ -315,6 +315,46 @@ def test_a_zeroed_filter_lives_by_the_bias_that_it_leaves(
     assert method.facts(model) == {"zeroed": 3, "regrown": 3 if learns else 0}
 
 
+@pytest.mark.parametrize("kind", [*MODELS, NoNorm])
+def test_filters_of_zeros_get_no_longer_gradient_than_the_others(kind: Callable[[], nn.Module]) -> None:
+    """Behind a batch norm theirs is some hundred times longer, and momentum carries it on."""
+    model, graph = made(kind)
+    method = SoftPruning(graph, rate=0.5)
+    method.start(model)
+    method.after_epoch(model, 1)
+    nn.functional.cross_entropy(model.train()(BATCHES[0][0]), BATCHES[0][1]).backward()
+    before = {
+        name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None
+    }
+    method.after_backward(model, 1.0)
+    expected = {name: gradient.clone() for name, gradient in before.items()}
+    for group in graph.groups:
+        for name in (part.parameter for part in group.slices if part.role == "producer"):
+            zero = [unit for unit in range(group.size) if not model.get_parameter(name)[unit].any()]
+            lengths = [gradient.norm().item() for gradient in before[name]]
+            others = [length for unit, length in enumerate(lengths) if unit not in zero]
+            longest = sum(others) / len(others)
+            for unit in zero:
+                expected[name][unit] *= min(1.0, longest / max(lengths[unit], 1e-30))
+            if kind is not NoNorm:
+                assert max(lengths[unit] for unit in zero) > 20 * longest
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert_close(found, expected)
+
+
+def test_unbounded_soft_pruning_leaves_gradients_alone() -> None:
+    model, graph = made(ResidualStream)
+    method = SoftPruning(graph, bounded=False)
+    nn.functional.cross_entropy(model.train()(BATCHES[0][0]), BATCHES[0][1]).backward()
+    before = {
+        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+    }
+    method.after_epoch(model, 1)
+    method.after_backward(model, 1.0)
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert_close(found, before)
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_permuting_units_permutes_what_a_method_does(name: str) -> None:
     """The units of a hidden layer have no order of their own."""

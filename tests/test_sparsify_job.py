@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import secateurs
 from secateurs.errors import RunError, SecateursError, TrainingError, UnknownNameError
@@ -52,6 +53,22 @@ def test_what_is_zero_is_what_prune_cuts(trained: Path, tmp_path: Path) -> None:
     for group in plan.groups:
         filters = model.get_parameter(f"{group.name}.weight").flatten(1)
         assert (filters == 0).all(1).nonzero().flatten().tolist() == list(group.removed)
+
+
+def test_the_norms_behind_zeros_hold_what_they_see(trained: Path, tmp_path: Path) -> None:
+    """A filter of zeros gives its bias everywhere; the statistics of before would shift it."""
+    result = sparsify_job(sparsifying(trained), tmp_path / "sparse")
+    model = load(result.path)
+    modules = dict(model.named_modules())
+    norms = [name for name, module in modules.items() if isinstance(module, nn.BatchNorm2d)]
+    convs = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+    assert norms
+    for norm, conv in ((modules[a], modules[b]) for a, b in zip(norms, convs, strict=True)):
+        zero = ~conv.weight.flatten(1).any(1)
+        bias = torch.zeros(len(zero)) if conv.bias is None else conv.bias
+        torch.testing.assert_close(norm.running_mean[zero], bias[zero])
+        assert norm.running_var[zero].max() < 1e-6
+        assert norm.running_var[~zero].min() > 1e-6
 
 
 def test_a_pruned_run_can_be_trained_for_sparsity_too(trained: Path, tmp_path: Path) -> None:

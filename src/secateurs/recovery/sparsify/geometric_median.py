@@ -26,6 +26,7 @@ class GeometricMedian(SoftPruning):
         graph: The graph of the model that is trained.
         rate_dist: The share of the units of every group that goes by distance.
         rate_norm: The share of the units that stays when norm decides, in (0, 1].
+        bounded: See :class:`SoftPruning`.
         kinds: Kinds of groups to act on; see :func:`secateurs.plan`.
         skip: Glob patterns of groups to leave alone.
 
@@ -54,6 +55,7 @@ class GeometricMedian(SoftPruning):
         *,
         rate_dist: float = 0.4,
         rate_norm: float = 1.0,
+        bounded: bool = True,
         kinds: Collection[str] | None = None,
         skip: Sequence[str] = (),
     ) -> None:
@@ -66,7 +68,7 @@ class GeometricMedian(SoftPruning):
                 f"`rate_dist < rate_norm` must hold, or no unit is left; got rate_dist={rate_dist} and "
                 f"rate_norm={rate_norm}"
             )
-        super().__init__(graph, rate=together, kinds=kinds, skip=skip)
+        super().__init__(graph, rate=together, bounded=bounded, kinds=kinds, skip=skip)
         self.rate_dist, self.rate_norm = rate_dist, rate_norm
 
     def importance(self, group: Group, weights: Weights) -> Tensor:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.criteria.magnitude import L2
-from secateurs.criteria.protocol import Weights, producers
+from secateurs.criteria.protocol import Weights, producers, unit_sums
 from secateurs.criteria.scoring import score
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.groups import Graph, Group
+from secateurs.graph.groups import Graph, Group, Slice
 from secateurs.planning.budgets import Budget
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import Scope, plan
 from secateurs.progress import State
-from secateurs.recovery.sparsify.base import Sparsifier, check_share
+from secateurs.recovery.sparsify.base import Sparsifier, check_share, trained_parameters
 
 
 class SoftPruning(Sparsifier):
@@ -31,9 +31,18 @@ class SoftPruning(Sparsifier):
     bias, and where an activation such as a ReLU is flat there, it gets no gradient and stays zero. Epoch
     events say under ``regrown`` how many of the last epoch's zeros came back.
 
+    A batch norm in training mode multiplies the gradient of a filter of zeros by about ``1 / sqrt(eps)``, 316
+    with torch's default. One such step, carried on by momentum, makes filters that mean nothing longer than
+    trained ones, which are then the next to go. So a filter that was set to zero gets no longer gradient
+    than the others of its layer get on average; ``bounded=False`` leaves it as the paper does.
+
+    The running statistics are of the filters before they were zero: re-estimate batch norms before an
+    accuracy after the last epoch is believed.
+
     Args:
         graph: The graph of the model that is trained.
         rate: The share of the units of every group that is set to zero, at least; rounded up to whole units.
+        bounded: Whether the gradients of filters that were set to zero are bounded.
         kinds: Kinds of groups to act on; see :func:`secateurs.plan`.
         skip: Glob patterns of groups to leave alone.
 
@@ -53,7 +62,7 @@ class SoftPruning(Sparsifier):
     References:
         He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks,
         https://arxiv.org/abs/1808.06866. It goes layer by layer; we go group by group, so that layers which a
-        residual sum ties together lose the same filters.
+        residual sum ties together lose the same filters. The bound is ours.
     """
 
     name: ClassVar[str] = "sfp"
@@ -64,12 +73,14 @@ class SoftPruning(Sparsifier):
         graph: Graph,
         *,
         rate: float = 0.3,
+        bounded: bool = True,
         kinds: Collection[str] | None = None,
         skip: Sequence[str] = (),
     ) -> None:
         super().__init__(graph, kinds=kinds, skip=skip)
         check_share("rate", rate)
         self.rate: float = rate
+        self.bounded = bounded
         self._zeroed: dict[str, list[int]] = {}
         self._regrown = 0
 
@@ -88,6 +99,17 @@ class SoftPruning(Sparsifier):
         super().start(model)
         self._zeroed, self._regrown = {}, 0
 
+    def after_backward(self, model: nn.Module, epochs_done: float) -> None:
+        """Bound the gradients of the filters that were set to zero last."""
+        if not self.bounded:
+            return
+        parameters = trained_parameters(model)
+        for name, units in self._zeroed.items():
+            for part in producers(self.graph.by_name[name], self.name):
+                weight = parameters.get(part.parameter)
+                if weight is not None and weight.grad is not None:
+                    bound(weight.grad, part, units)
+
     @torch.no_grad()
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         """Set the least filters to zero."""
@@ -100,8 +122,7 @@ class SoftPruning(Sparsifier):
         for name, units in self._zeroed.items():
             for part in producers(self.graph.by_name[name], self.name):
                 weight = weights[part.parameter]
-                places = torch.from_numpy(part.indices[units].reshape(-1))
-                weight.index_fill_(part.dim, places.to(weight.device), 0)
+                weight.index_fill_(part.dim, places_of(part, units).to(weight.device), 0)
 
     def facts(self, model: nn.Module) -> Mapping[str, Any]:
         """How many units are zero, and how many of those before had grown again."""
@@ -114,3 +135,27 @@ class SoftPruning(Sparsifier):
     def load_state(self, state: State) -> None:
         """Go on from there."""
         self._zeroed = {name: list(units) for name, units in state.facts["zeroed"].items()}
+
+
+def places_of(part: Slice, units: list[int]) -> Tensor:
+    """Where units lie along the dimension of a slice, one after another."""
+    return torch.from_numpy(part.indices[units].reshape(-1))
+
+
+@torch.no_grad()
+def bound(gradient: Tensor, part: Slice, units: list[int]) -> None:
+    """Shorten the gradients of units, in place, to the mean length of those of the other units.
+
+    Where the others have no gradient, nothing is known about its usual length, and nothing is changed.
+    """
+    lengths = unit_sums(gradient, part, 2).sqrt()
+    others = torch.ones_like(lengths, dtype=torch.bool)
+    others[units] = False
+    longest = lengths[others].mean()
+    if not longest > 0:
+        return
+    factors = (longest / lengths[units].clamp(min=1e-30)).clamp(max=1).to(gradient.dtype)
+    shape = [-1 if dim == part.dim else 1 for dim in range(gradient.dim())]
+    places = places_of(part, units).to(gradient.device)
+    shorter = factors.repeat_interleave(part.indices.shape[1]).view(shape)
+    gradient.index_copy_(part.dim, places, gradient.index_select(part.dim, places) * shorter)
