@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import models
@@ -25,6 +27,7 @@ from secateurs.jobs import CompareSettings, compare_job
 from secateurs.judging import Oracle, agree, judge, spearman
 from secateurs.judging.agreement import Values
 from secateurs.progress import Event
+from secateurs.report.agreement import ranks_chart
 
 TINY = ["--model", "tiny_net:TinyNet", "--image-size", "16", "--threads", "1"]
 
@@ -161,6 +164,37 @@ def test_all_names_those_that_this_model_does_not_admit(monkeypatch: pytest.Monk
     assert judged.failed == {"fails": "fails needs what this model has not"}
     with pytest.raises(ScoreError, match="fails needs what this model has not"):
         secateurs.compare(model, graph, data=data, loss_fn=F.cross_entropy, criteria=["fails"])
+
+
+def test_a_criterion_is_judged_on_the_layers_that_it_can_rank(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
+    ).eval()
+    nn.init.uniform_(model[1].weight)
+    graph = secateurs.trace(model, torch.zeros(2, 4))
+    data = [(torch.randn(32, 4), torch.randint(2, (32,)))]
+    found = secateurs.oracle(model, graph, data=data, loss_fn=F.cross_entropy)
+    judged = secateurs.compare(
+        model, graph, data=data, loss_fn=F.cross_entropy, criteria=["bn-scale", "l1"], found=found
+    )
+    assert list(judged.unranked) == ["bn-scale"]
+    reason = "bn-scale reads the scales of batch norms, but group '3' has none"
+    assert judged.unranked["bn-scale"] == {"3": reason}
+    own = next(each for each in judged.judgements if each.criterion == "bn-scale").agreement["oracle-abs"]
+    truth = found.values("oracle-abs")["0"]
+    expected = stats.spearmanr(model[1].weight.detach().abs(), truth).statistic
+    assert own.layers == {"0": pytest.approx(expected)}
+    assert own.all_layers.value == pytest.approx(expected)
+    rows = list(judged.units())
+    assert [row["bn-scale"] is None for row in rows] == [row["layer"] == "3" for row in rows]
+    ranks_chart(rows, tmp_path / "ranks.png", title="one layer without scales")
+    assert (tmp_path / "ranks.png").stat().st_size > 0
+    found = replace(found, changes={"3": found.changes["3"]})
+    with pytest.raises(ScoreError, match=reason):
+        secateurs.compare(
+            model, graph, data=data, loss_fn=F.cross_entropy, criteria=["bn-scale"], found=found
+        )
 
 
 def test_bad_input_of_compare() -> None:

@@ -90,6 +90,9 @@ def as_text(found: dict[str, Any]) -> str:
         "+- is the 95 % interval over units; a dash: scores or oracle are constant, so it has none.",
     ]
     lines += [f"left out: {name}: {reason}" for name, reason in found["left_out"].items()]
+    for name, gaps in found["unranked"].items():
+        reason = next(iter(gaps.values()))
+        lines.append(f"{name} is judged on {len(ways) - len(gaps)} of {len(ways)} layers: {reason}")
     lines += [f"no {name}: {reason}" for name, reason in found["failed"].items()]
     return "\n".join(lines)
 

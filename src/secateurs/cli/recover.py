@@ -53,8 +53,8 @@ def recover(
 ) -> None:
     """Heal a pruned model later: repair it without training, then fine-tune it if asked to.
 
-    What the layers behind the cuts lost is put back in closed form, from the network before them and images
-    without labels:
+    RUN stays as it is; the healed model gets a run directory of its own. What the layers behind the cuts lost
+    is put back in closed form, from the network before them and images without labels:
 
     [bold]secateurs recover runs/train-vgg16-pruned[/bold]
 

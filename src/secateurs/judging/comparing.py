@@ -52,6 +52,17 @@ class Comparison:
     scores: Mapping[str, Scores]
     failed: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def unranked(self) -> dict[str, dict[str, str]]:
+        """By criterion the measured layers that it has nothing to rank by, with the reason."""
+        gaps = {
+            criterion: {
+                name: scores.missing[name].message for name in self.oracle.changes if name in scores.missing
+            }
+            for criterion, scores in self.scores.items()
+        }
+        return {criterion: found for criterion, found in gaps.items() if found}
+
     def to_dict(self) -> dict[str, Any]:
         """All but the scores of single units, as JSON can hold it; see `units` for those."""
         found = self.oracle
@@ -64,12 +75,19 @@ class Comparison:
             "left_out": dict(found.left_out),
             "criteria": [asdict(each) for each in self.judgements],
             "failed": dict(self.failed),
+            "unranked": self.unranked,
         }
 
     def units(self) -> Iterator[dict[str, Any]]:
-        """Each measured unit: its layer, its number, the change of the loss, and every criterion's score."""
+        """Each measured unit: its layer, its number, the change of the loss, and every criterion's score.
+
+        A score is None where the criterion has nothing to rank the layer by.
+        """
         for name, changes in self.oracle.changes.items():
-            columns = {criterion: scores[name].tolist() for criterion, scores in self.scores.items()}
+            columns = {
+                criterion: [None] * len(changes) if name in scores.missing else scores[name].tolist()
+                for criterion, scores in self.scores.items()
+            }
             for unit in (~changes.isnan()).nonzero().flatten().tolist():
                 own = {criterion: column[unit] for criterion, column in columns.items()}
                 yield {"layer": name, "unit": unit, "oracle-loss": float(changes[unit]), **own}
@@ -101,7 +119,8 @@ def compare(
 
     Returns:
         The correlations per layer and over all layers, with and without per-layer l2, and what each criterion
-        cost.
+        cost. A criterion that has nothing to rank some layers by, as `bn-scale` where no batch norm is, is
+        judged on the others; `Comparison.unranked` names them.
 
     Raises:
         ScoreError: The data cannot be gone through twice, or a criterion of the list cannot be computed.
@@ -140,6 +159,7 @@ def compare(
         started = time.perf_counter()
         try:
             own = score(model, graph, criterion, data=data, loss_fn=loss_fn, normalization="none")
+            _check_ranks_any(own, found)
         except ScoreError as error:
             if criteria != "all":
                 raise
@@ -155,7 +175,7 @@ def compare(
 
 
 def judge(scores: Scores, found: Oracle, *, seconds: float = 0.0, seed: int = 0) -> Judgement:
-    """Correlate scores that are not normalised with both forms of the oracle.
+    """Correlate scores that are not normalised with both forms of the oracle, on the layers that have scores.
 
     Args:
         scores: For each group one score a unit.
@@ -163,7 +183,8 @@ def judge(scores: Scores, found: Oracle, *, seconds: float = 0.0, seed: int = 0)
         seconds: What the scores cost.
         seed: What the resampling follows from.
     """
-    measured = {name: ~values.isnan() for name, values in found.changes.items()}
+    ranked = {name: values for name, values in found.changes.items() if name not in scores.missing}
+    measured = {name: ~values.isnan() for name, values in ranked.items()}
     normalised = {name: NORMALIZATIONS["l2"](scores[name]) for name in measured}
     agreement: dict[str, Agreement] = {
         kind: agree(
@@ -175,6 +196,13 @@ def judge(scores: Scores, found: Oracle, *, seconds: float = 0.0, seed: int = 0)
         for kind in ORACLES
     }
     return Judgement(criterion=scores.criterion, seconds=seconds, agreement=agreement)
+
+
+def _check_ranks_any(scores: Scores, found: Oracle) -> None:
+    """Refuse scores of none of the measured layers, with the first layer's reason."""
+    gaps = [scores.missing.get(name) for name in found.changes]
+    if gaps and all(gaps) and gaps[0] is not None:
+        raise gaps[0]
 
 
 def _truth(found: Oracle, kind: OracleKind, measured: Mapping[str, torch.Tensor]) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ def ranks_chart(units: Sequence[Mapping[str, Any]], path: str | Path, *, title: 
     Ranks are shares of the layer, 0 the least important; colours go from the first layer to the last.
 
     Args:
-        units: Entries with ``layer``, ``unit``, ``oracle-loss`` and a score for each criterion.
+        units: Entries with ``layer``, ``unit``, ``oracle-loss`` and a score (or None) for each criterion.
         path: The PNG file to write.
         title: Which model this is.
     """
@@ -102,7 +103,8 @@ def ranks_chart(units: Sequence[Mapping[str, Any]], path: str | Path, *, title: 
     with figure_at(path, (2.1 * columns + 0.6, 2.25 * max(rows, 1) + 0.7)) as figure:
         grid = figure.subplots(max(rows, 1), columns, squeeze=False, sharex=True, sharey=True).flat
         for axes, name in zip(grid, criteria, strict=False):
-            ranks = _within([each[name] for each in units], units)
+            scores = [math.nan if each[name] is None else each[name] for each in units]
+            ranks = _within(scores, units)
             axes.scatter(
                 truth[::step], ranks[::step], s=6, c=colours, cmap="viridis", alpha=0.6, linewidths=0
             )
@@ -117,7 +119,10 @@ def ranks_chart(units: Sequence[Mapping[str, Any]], path: str | Path, *, title: 
 
 
 def _within(values: Sequence[float], units: Sequence[Mapping[str, Any]]) -> list[float]:
-    """For each unit its rank in its layer, as a share of the layer in (0, 1); ties share a rank."""
+    """For each unit its rank in its layer, as a share of the layer in (0, 1); ties share a rank.
+
+    A layer with a value that is no number has no ranks.
+    """
     places: dict[str, list[int]] = {}
     for place, each in enumerate(units):
         places.setdefault(each["layer"], []).append(place)
