@@ -194,30 +194,45 @@ def before_after_chart(
 
 
 def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> None:
-    """How accuracy fell at each cut and came back in each fine-tune, over the MACs that were left.
+    """How accuracy fell at each cut and came back with the repair and the fine-tune, over the MACs left.
 
     Args:
         start: Validation accuracy before the first cut, as a share.
-        rows: An entry for each cut with ``iteration``, ``macs_share``, ``accuracy_cut`` and
-            ``accuracy_tuned``; the last one is the fine-tune at the end if its ``iteration`` is ``None``.
+        rows: An entry for each cut with ``iteration``, ``macs_share``, ``accuracy_cut``, ``accuracy_tuned``
+            and, where it was repaired, ``accuracy_repaired``; the last one is the fine-tune at the end if its
+            ``iteration`` is ``None``.
         path: The PNG file to write.
         title: Which model this is.
     """
-    trained, cut = [(100.0, 100 * start)], []
-    path_of_both = list(trained)
+    looks = {
+        "cut": (_GONE, "after the cut"),
+        "repaired": (_BEFORE, "after the repair"),
+        "tuned": (_AFTER, "after training"),
+    }
+    points: dict[str, list[tuple[float, float]]] = {
+        "cut": [],
+        "repaired": [],
+        "tuned": [(100.0, 100 * start)],
+    }
+    way = list(points["tuned"])
     for row in rows:
-        macs = 100 * row["macs_share"]
-        if row["iteration"] is not None:
-            cut.append((macs, 100 * row["accuracy_cut"]))
-            path_of_both.append(cut[-1])
-        trained.append((macs, 100 * row["accuracy_tuned"]))
-        path_of_both.append(trained[-1])
+        for stage, found in points.items():
+            value = row.get(f"accuracy_{stage}")
+            if value is not None and (stage == "tuned" or row["iteration"] is not None):
+                found.append((100 * row["macs_share"], 100 * value))
+                way.append(found[-1])
     with figure_at(path, (7.5, 4.0)) as figure:
         axes = figure.subplots()
-        axes.plot(*zip(*path_of_both, strict=True), color="#b4bcc2", linewidth=1.2, zorder=1)
-        axes.scatter(*zip(*cut, strict=True), color=_GONE, label="after the cut", zorder=2)
-        axes.scatter(*zip(*trained, strict=True), color=_AFTER, label="after training", zorder=3)
-        axes.set_xlim(103, max(0.0, trained[-1][0] - 5))
+        axes.plot(*zip(*way, strict=True), color="#b4bcc2", linewidth=1.2, zorder=1)
+        for layer, (stage, (color, label)) in enumerate(looks.items()):
+            if points[stage]:
+                size = {"cut": 36, "repaired": 80, "tuned": 30}[
+                    stage
+                ]  # a repair shows behind what it reached
+                axes.scatter(
+                    *zip(*points[stage], strict=True), s=size, color=color, label=label, zorder=2 + layer
+                )
+        axes.set_xlim(103, max(0.0, points["tuned"][-1][0] - 5))
         axes.margins(y=0.12)
         axes.grid(axis="y", color="#e8ebed")
         axes.set_axisbelow(True)
