@@ -36,6 +36,7 @@ test-all: $(READY) ## the slow tests too
 
 lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
 BENCHMARKS ?= surgery_speed vgg16_article

@@ -226,12 +226,9 @@ def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | 
         axes.plot(*zip(*way, strict=True), color="#b4bcc2", linewidth=1.2, zorder=1)
         for layer, (stage, (color, label)) in enumerate(looks.items()):
             if points[stage]:
-                size = {"cut": 36, "repaired": 80, "tuned": 30}[
-                    stage
-                ]  # a repair shows behind what it reached
-                axes.scatter(
-                    *zip(*points[stage], strict=True), s=size, color=color, label=label, zorder=2 + layer
-                )
+                size = {"cut": 36, "repaired": 80, "tuned": 30}[stage]  # a repair shows behind the training
+                macs, accuracies = zip(*points[stage], strict=True)
+                axes.scatter(macs, accuracies, s=size, color=color, label=label, zorder=2 + layer)
         axes.set_xlim(103, max(0.0, points["tuned"][-1][0] - 5))
         axes.margins(y=0.12)
         axes.grid(axis="y", color="#e8ebed")
