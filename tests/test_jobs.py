@@ -95,6 +95,15 @@ def test_a_run_holds_all_that_it_should(trained: Path, tmp_path: Path) -> None:
     assert logged == [event.name for event in seen if event.name not in ("batch", "doing")]
 
 
+def test_one_of_several_processes_refuses_and_leaves_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="one process, but a launcher started 2"):
+        train_job(training(images), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_shares_are_reached_in_equal_steps_and_resumed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,10 @@ def open_run(
     Call it inside :func:`threads`: a job is continued with the threads that it was started with.
 
     Raises:
-        RunError: The directory is taken, or was made with other settings.
+        RunError: The directory is taken, or was made with other settings; or a launcher started several
+            processes, which would all work on the one directory.
     """
+    check_alone()
     if resume and has_begun(out):
         run = Run.resume(out)
         try:
@@ -154,6 +157,21 @@ def open_run(
         yield run
     finally:
         run.release()
+
+
+def check_alone() -> None:
+    """Refuse to work as one of several processes of a launcher.
+
+    Raises:
+        RunError: There is more than one.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise RunError(
+            f"a command works in one process, but a launcher started {processes}",
+            where="WORLD_SIZE",
+            fix="call it without the launcher; in a program, score, repair and finetune share work out",
+        )
 
 
 def check_same_job(run: Run, config: Mapping[str, Any]) -> None:
