@@ -209,3 +209,26 @@ def test_a_decoder_with_its_default_cache_loses_heads_and_still_generates(
     }
     plain = small.generate(ids, use_cache=False, **options)
     torch.testing.assert_close(small.generate(ids, cache_implementation=cache, **options), plain)
+
+
+def test_a_cache_that_comes_with_the_example_is_left_as_it_was() -> None:
+    model, cache = ByName().eval(), Cache()
+    cache.update(torch.ones(2, 3, 6))
+    inputs = {"x": torch.randn(2, 4, 5), "cache": cache}
+    graph = secateurs.trace(model, inputs)
+    assert not graph.groups, "the keys that come in have their length"
+    assert model(**{**inputs, "cache": None})["y"].shape == (2, 4, 3)
+    assert cache.keys is not None and torch.equal(cache.keys, torch.ones(2, 3, 6))
+
+
+def test_an_empty_cache_with_the_example_binds_nothing() -> None:
+    model, cache = ByName().eval(), Cache()
+    inputs = {"x": torch.randn(2, 4, 5), "cache": cache}
+    graph = secateurs.trace(model, inputs)
+    plan = secateurs.plan(
+        graph, secateurs.score(model, graph, "l1"), secateurs.Budget(units=0.5), scope="local"
+    )
+    small = secateurs.apply(model, plan)
+    assert small.key.out_features == 3
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+    assert cache.keys is None

@@ -35,7 +35,7 @@ from secateurs.graph.running import (
     plain_kernels,
     results_of,
     source_line,
-    to_meta,
+    without_data,
 )
 from secateurs.graph.sizes import freedoms
 from secateurs.graph.values import Answers, compute
@@ -132,7 +132,7 @@ def dry_run(
         if trial.training != each.training:
             trial.train(each.training)
         mode = _Comparison(graph, builder, each.records, gone)
-        empty_inputs = to_meta(inputs)
+        empty_inputs = without_data(inputs)
         try:
             calls = TracedCalls(builder.device) if builder.acts_on_calls else nullcontext()
             with plain_kernels(), calls, mode:

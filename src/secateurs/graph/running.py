@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from secateurs.graph.copying import (
     copy_model,
@@ -35,16 +36,44 @@ Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 def call_model(model: nn.Module, inputs: Inputs, more: Mapping[str, Any] | None = None) -> Any:
     """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments.
 
+    What a model changes in its arguments, such as a cache of keys and values, changes in a copy: the next
+    call begins where this one did.
+
     Args:
         model: The model.
         inputs: Its inputs.
-        more: Further keyword arguments, which win over those of `inputs`.
+        more: Further keyword arguments, which win over those of `inputs` and are handed over as they are.
     """
     if isinstance(inputs, Mapping):
-        return model(**{**inputs, **(more or {})})
+        return model(**{**{name: _unspent(value) for name, value in inputs.items()}, **(more or {})})
     if isinstance(inputs, Tensor):
         return model(inputs, **(more or {}))
-    return model(*inputs, **(more or {}))
+    return model(*(_unspent(value) for value in inputs), **(more or {}))
+
+
+def _unspent(value: Any, tensor: Callable[[Tensor], Tensor] | None = None) -> Any:
+    """The same value, its containers made anew and its objects copied; tensors outside of objects are not.
+
+    Args:
+        value: What to copy.
+        tensor: What to put in the place of every tensor, inside of objects too.
+    """
+    return tree_map(lambda leaf: _copied(leaf, tensor), value)
+
+
+def _copied(leaf: Any, tensor: Callable[[Tensor], Tensor] | None) -> Any:
+    if isinstance(leaf, Tensor):
+        return tensor(leaf) if tensor else leaf
+    if isinstance(leaf, (nn.Module, type, ModuleType)) or not hasattr(leaf, "__dict__"):
+        return leaf
+    memo: dict[int, Any] = {}
+    for held in tensors_in(leaf):
+        if tensor or held.is_meta or held.requires_grad:
+            memo[id(held)] = tensor(held) if tensor else held
+    try:
+        return copy.deepcopy(leaf, memo)
+    except Exception:  # an object that holds what cannot be copied, such as a lock, is handed over itself
+        return leaf
 
 
 def empty_copy(model: nn.Module, shapes: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
@@ -159,6 +188,11 @@ def plain_kernels() -> Iterator[None]:
 def to_meta(value: Any) -> Any:
     """The same structure with every tensor on the meta device."""
     return tree_map_only(Tensor, as_meta, value)
+
+
+def without_data(inputs: Any) -> Any:
+    """A model's inputs without data, the tensors inside of objects too; nothing of the user's is shared."""
+    return _unspent(dict(inputs) if isinstance(inputs, Mapping) else inputs, as_meta)
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:

@@ -37,7 +37,7 @@ from secateurs.graph.running import (
     results_of,
     source_line,
     tensors_in,
-    to_meta,
+    without_data,
 )
 from secateurs.graph.values import Answers, asks, value_of
 
@@ -161,7 +161,7 @@ class Tracer(Marks):
         self._records = []
         self.calls = 0
         training = model.training
-        empty_inputs = to_meta(inputs)
+        empty_inputs = without_data(inputs)
         self.answers = Answers(self.values)
         with watched(self):
             outputs = call_model(model, empty_inputs, state)
