@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import more_models
 import sequence_models
+import unusual_models
 from toy import PIXELS, Head, Toy, conv, units
 
 
@@ -883,7 +884,7 @@ class TiedAutoencoder(Toy):
 
 TOYS: tuple[type[Toy], ...] = tuple(
     value
-    for names in (globals(), vars(sequence_models), vars(more_models))
+    for names in (globals(), vars(sequence_models), vars(more_models), vars(unusual_models))
     for value in list(names.values())
     if isinstance(value, type) and issubclass(value, Toy) and value.__module__ == names["__name__"]
 )

@@ -20,6 +20,7 @@ from secateurs.attention import MultiheadAttention
 from secateurs.errors import ScoreError
 from secateurs.graph.exchange import write_out
 from secateurs.pruning import prune_steps
+from secateurs.testing import fitting
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 INF = float("-inf")
@@ -508,9 +509,11 @@ def test_subclasses_of_others_keep_their_forward() -> None:
     model.attention = Rescaled(E, H, batch_first=True)
     seasoned(model)
     inputs = model.example()
-    plan = without(secateurs.trace(model, inputs), lambda group: True)
+    graph = secateurs.trace(model, inputs)
+    plan = Plan.of(graph, fitting(graph, {group.name: range(group.size // 2) for group in graph.groups}))
     small = secateurs.apply(model, plan)
     assert type(small.attention) is Rescaled
+    assert small.attention.num_heads < H
     secateurs.verify(model, small, plan, inputs).raise_if_failed()
 
 

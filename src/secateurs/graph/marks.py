@@ -31,6 +31,7 @@ class Marks(MetaMode):
         self.mixed: list[tuple[Dim, str]] = []
         self.bare: list[Dim] = []
         self.kinds: list[tuple[Dim, str]] = []
+        self.spread: list[Dim] = []
         self._sizes: list[tuple[Traced, bool]] = []
         self._size_lists: list[list[int]] = []
         self._contracted: list[Dim] = []

@@ -26,6 +26,7 @@ from secateurs.graph.copying import (
     tensors_of,
 )
 from secateurs.graph.exchange import write_out
+from secateurs.graph.opened import attention_opened
 from secateurs.graph.operators import operator
 from secateurs.graph.recurrent import call_in_few_steps, steps_of
 from secateurs.graph.values import Answers, Recording, as_meta, compute, value_of, with_value, without_masks
@@ -169,11 +170,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attention_as_written() -> Iterator[None]:
-    """No fused fast path for attention layers, so that a forward pass runs the operators as written."""
+    """Attention runs the operators as written: no fused fast path, and no function that hides its steps."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with attention_opened():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -39,6 +39,7 @@ from secateurs.graph.running import (
     tensors_in,
     without_data,
 )
+from secateurs.graph.spread import tie_copies
 from secateurs.graph.values import Answers, asks, value_of
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
@@ -111,6 +112,7 @@ class Tracer(Marks):
                 self._one_pass(model.train(not model.training), inputs)
         for place in self._unused():
             self.labels.lock(place.labels, "the forward pass does not use it")
+        tie_copies(self.labels, self.statements, self.spread, self.parameter_dims)
         if self._rows is not None:
             self.rescalings, left = self._rows.settle(self.labels)
             for call in left:

@@ -127,6 +127,7 @@ def expand(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
         result.append(dims[place] if same else t.labels.fresh(size))
         if not same:
             t.size_argument(size, result[-1], position=place, of=out.dim())
+            t.spread.append(result[-1])
     t.set(out, result)
 
 
