@@ -65,7 +65,11 @@ def counted(model: nn.Module, inputs: Any, batch: int) -> int:
 def _in_float64(value: Any) -> Any:
     """Where a recurrent layer is no kernel of its own, but made of products that the counter sees."""
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value).double()
+        twin = copy.deepcopy(value).double()
+        for parameter in twin.parameters():
+            if parameter.is_complex():
+                parameter.data = parameter.data.to(torch.complex128)
+        return twin
     return value.double() if value.is_floating_point() else value
 
 

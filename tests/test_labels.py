@@ -363,3 +363,18 @@ def test_joining_several_at_once_is_joining_them_one_by_one() -> None:
         kept.append(labels)
     roots = [labels.find(np.arange(4 * SIZE)) for labels in kept]
     assert np.array_equal(roots[0], roots[1])
+
+
+def test_pairs_that_are_nested_in_another_order_meet_atom_by_atom() -> None:
+    labels = Labels()
+    parts = [labels.fresh(size) for size in (3, 2, 4)]
+    left, right = labels.fresh(24), labels.fresh(24)
+    for dim, sizes in ((left, (6, 4)), (right, (3, 8))):  # ((a, b), c) and (a, (b, c))
+        pair = labels.split(dim, sizes)
+        whole = [labels.merge(parts[:2]), parts[2]] if sizes[0] == 6 else [parts[0], labels.merge(parts[1:])]
+        for each, other in zip(pair, whole, strict=True):
+            labels.unify(each, other)
+    labels.unify_all(left, [right, labels.fresh(24)])
+    assert all("contradicts" not in reason for reason, _ in labels.reasons)
+    for dim in (left, right):
+        assert sorted(len(set(factor.tolist())) for factor in labels.resolve(dim).factors) == [2, 3, 4]

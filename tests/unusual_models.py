@@ -5,11 +5,13 @@ Unless a toy says otherwise a sample has five positions of six features.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toy import Toy, units
+from toy import Head, Toy, conv, units
 
 PLACES = 5
 
@@ -109,3 +111,64 @@ class CopiesForEachHead(Toy):
         copies = weights[:, None].expand(-1, self.heads, -1, -1)
         assert copies.shape[1] == self.heads
         return self.read(weights @ x)
+
+
+class MultipliersInARow(Toy):
+    """Each channel becomes two, and each of these two again; a residual sum then meets all three in one."""
+
+    PIXELS = (3, 8, 8)
+    GROUPS = (
+        units(
+            "stem",
+            4,
+            "stem.weight:0 two.weight:0*2 four.weight:0*4",
+            "head.fc.weight:1*4",
+            "stem.bias:0 two.bias:0*2 four.bias:0*4 deep.weight:0*4 deep.bias:0*4",
+        ),
+        units(
+            "two",
+            2,
+            "two.weight:0*4 four.weight:0*8",
+            "head.fc.weight:1*8",
+            "two.bias:0*4 four.bias:0*8 deep.weight:0*8 deep.bias:0*8",
+        ),
+        units(
+            "four",
+            2,
+            "four.weight:0*8",
+            "head.fc.weight:1*8",
+            "four.bias:0*8 deep.weight:0*8 deep.bias:0*8",
+        ),
+    )
+    MACS = 64 * (4 * 3 * 9 + 8 * 9 + 16 * 9 + 16 * 9) + 16 * 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.two, self.four = conv(3, 4), conv(4, 8, groups=4), conv(8, 16, groups=8)
+        self.deep, self.head = conv(16, 16, groups=16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.four(F.relu(self.two(F.relu(self.stem(x)))))
+        return self.head(x + self.deep(x))
+
+
+class ComplexWeights(Toy):
+    """A layer of a Fourier neural operator: complex weights mix the channels of each low frequency."""
+
+    PIXELS = (12, 3)
+    GROUPS = (
+        units("lift", 6, "lift.weight:0", "modes:0", "lift.bias:0", kind="neuron"),
+        units("modes", 7, "modes:1", "read.weight:1"),
+    )
+    LOCKED: ClassVar = {"modes:2": "fixed size"}
+    MACS = 12 * (3 * 6 + 7 * 4) + 4 * 6 * 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.read = nn.Linear(3, 6), nn.Linear(7, 4)
+        self.modes = nn.Parameter(0.3 * torch.randn(6, 7, 4, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequencies = torch.fft.rfft(self.lift(x), dim=1)[:, :4].transpose(0, 1)  # (4, B, 6)
+        mixed = (frequencies @ self.modes.permute(2, 0, 1)).transpose(0, 1)  # (B, 4, 7)
+        return self.read(torch.fft.irfft(mixed, n=x.shape[1], dim=1))

@@ -202,10 +202,10 @@ def unit_sums(tensor: Tensor, place: Slice, power: int) -> Tensor:
     """The sum of ``|w|^power`` over the part of a parameter that belongs to each unit.
 
     Returns:
-        ``(units,)`` in float64; the parameter is read once and not copied.
+        ``(units,)`` in float64; a parameter of real numbers is read once and not copied.
     """
     others = [dim for dim in range(tensor.dim()) if dim != place.dim]
-    data = tensor.detach()
+    data = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
     norms = (
         torch.linalg.vector_norm(data, power, others, dtype=torch.float64) if others else data.double().abs()
     )

@@ -15,7 +15,7 @@ Three things go beyond a plain union-find:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
@@ -56,6 +56,10 @@ class Dim:
 class Labels:
     """A vectorised union-find over labels, with locks and pairs.
 
+    Args:
+        place: Says which operator is being followed and at which line of the model's source, for reasons that
+            the algebra finds by itself; two empty texts where none is.
+
     Example:
         >>> labels = Labels()
         >>> a, b = labels.fresh(3), labels.fresh(3)
@@ -64,7 +68,8 @@ class Labels:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[], tuple[str, str]] = lambda: ("", "")) -> None:
+        self.place = place
         self._parent: LabelArray = np.zeros(1024, np.int64)
         self._first: LabelArray = np.full(1024, _NO_PAIR, np.int64)
         self._second: LabelArray = np.full(1024, _NO_PAIR, np.int64)
@@ -156,14 +161,18 @@ class Labels:
             return
         if a.size != b.size:
             raise ValueError(f"cannot unify dimensions of lengths {a.size} and {b.size}")
-        if len(a.factors) < 2 and len(b.factors) < 2:
+        if len(a.factors) < 2 and len(b.factors) < 2 and not (self._is_paired(a) and self._is_paired(b)):
             self.join(self._index_labels(a), self._index_labels(b))
-        else:
+        else:  # pairs may be nested in another order, as ((a, b), c) and (c, (a, b)): their atoms are met
             self._join_factors(list(self.resolve(a).factors), list(self.resolve(b).factors))
 
     def unify_all(self, dim: Dim, others: Sequence[Dim]) -> None:
         """Join a dimension with several others; those of one factor in one go, as for the four of a norm."""
-        plain = [other for other in others if len(other.factors) == 1 and other.size == dim.size]
+        plain = [
+            other
+            for other in others
+            if len(other.factors) == 1 and other.size == dim.size and not self._is_paired(other)
+        ]
         if len(dim.factors) == 1 and len(plain) > 1:
             labels = self._index_labels(dim)
             self.join(
@@ -172,6 +181,12 @@ class Labels:
             others = [other for other in others if other not in plain]
         for other in others:
             self.unify(dim, other)
+
+    def _is_paired(self, dim: Dim) -> bool:
+        """Whether some label of a dimension of one factor stands for a pair."""
+        return self._has_pairs and any(
+            np.count_nonzero(self._first[self.find(factor)] != _NO_PAIR) for factor in dim.factors
+        )
 
     def _join_factors(self, first: list[LabelArray], second: list[LabelArray]) -> None:
         """Join dimensions of several factors: those that part the indices alike, then the rest as a whole.
@@ -299,8 +314,10 @@ class Labels:
         depth = 0
         while level:
             if depth > _DEEPEST_PAIR or len(level) > _WIDEST_LEVEL:  # pairs that contain themselves
+                operator, where = self.place()
+                met = f", as {operator} finds" if operator else ""
                 for factor in level:
-                    self.lock(Dim(dim.size, (factor,)), "its layout contradicts itself")
+                    self.lock(Dim(dim.size, (factor,)), f"its layout contradicts itself{met}", where)
                 return self.resolve(dim)
             below: dict[bytes, LabelArray] = {}
             for factor in level:

@@ -23,7 +23,8 @@ class Marks(MetaMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.labels = Labels()
+        self.labels = Labels(self._place)
+        self._followed = ""
         self.roles: dict[int, set[str]] = {}
         self.contractions: list[Contraction] = []
         self.book = Book()
@@ -36,6 +37,10 @@ class Marks(MetaMode):
         self._size_lists: list[list[int]] = []
         self._contracted: list[Dim] = []
         self._all_weights = False
+
+    def _place(self) -> tuple[str, str]:
+        """The operator that is being followed, and its line."""
+        return (self._followed, source_line()) if self._followed else ("", "")
 
     def dims(self, tensor: Tensor) -> tuple[Dim, ...]:
         """The labelled dimensions of a tensor; a constant of unknown origin is locked."""

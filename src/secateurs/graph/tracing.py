@@ -167,6 +167,7 @@ class Tracer(Marks):
         self.answers = Answers(self.values)
         with watched(self):
             outputs = call_model(model, empty_inputs, state)
+        self._followed = ""
         returned = Returned.by(model, outputs)
         self.lock_outputs(returned)
         self.passes.append(Pass(training, tuple(self._records), takes_state=state is not None))
@@ -203,6 +204,7 @@ class Tracer(Marks):
         # before the operator changes them in place
         numbers = None if self._derives_scale else numbers_of(func, args, kwargs)
         out = self.compute(func, args, kwargs)
+        self._followed = str(func)
         self._all_weights = bool(operands) and all(self.is_weight(tensor) for tensor in operands)
         contractions = len(self.contractions)
         rule = self._rules(func)

@@ -25,7 +25,7 @@ from secateurs.planning.plan import Plan
 from secateurs.surgery.apply import apply, check_fits, rescaled
 from secateurs.surgery.gathered import NotGathered, run_gathered
 from secateurs.surgery.silence import silencing, zeroed
-from secateurs.surgery.wide import run_wide
+from secateurs.surgery.wide import in_wide, run_wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,7 @@ def _rounded_alike(original: nn.Module, scales: Sequence[RowScale]) -> nn.Module
     """
     if not scales:
         return original
-    tensors = {name: tensor.double() for name, tensor in rescaled(tensors_of(original), scales).items()}
+    tensors = {name: in_wide(tensor) for name, tensor in rescaled(tensors_of(original), scales).items()}
     back = [replace(each, factor=1 / each.factor) for each in scales]
     return copy_model(original, {**tensors, **rescaled(tensors, back)}, share=True)
 

@@ -69,6 +69,13 @@ def widened(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     return wide
 
 
+def in_wide(tensor: Tensor) -> Tensor:
+    """Floats as float64, complex numbers as complex128, others as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def plainly(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model with every operator as it is."""
     with plain_kernels(), WideMode():  # type: ignore[no-untyped-call]
@@ -101,7 +108,7 @@ def run_wide(
     duplicate = _double(model, exchanged or {})
     wide: Any = tree_map_only(
         Tensor,
-        lambda t: t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype, copy=True),
+        lambda t: in_wide(t.detach().to(device, copy=True)),
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
     )
     try:
@@ -115,12 +122,9 @@ def run_wide(
 
 
 def _double(model: nn.Module, exchanged: Mapping[str, Tensor]) -> nn.Module:
-    """A copy in evaluation mode and float64 for floating tensors, without the user's hooks."""
+    """A copy in evaluation mode and with wide tensors, without the user's hooks."""
     tensors = {name: exchanged.get(name, tensor).detach() for name, tensor in tensors_of(model).items()}
-    wide = {
-        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-    }
-    duplicate = copy_model(model, wide)
+    duplicate = copy_model(model, {name: in_wide(tensor) for name, tensor in tensors.items()})
     drop_foreign_hooks(duplicate)
     return duplicate.eval()
 
