@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs
+from secateurs.surgery.silence import silenced
 from secateurs.testing import check_model
 
 
@@ -232,3 +233,32 @@ def test_an_empty_cache_with_the_example_binds_nothing() -> None:
     assert small.key.out_features == 3
     secateurs.verify(model, small, plan, inputs).raise_if_failed()
     assert cache.keys is None
+
+
+@pytest.mark.slow
+def test_a_llama_without_some_heads_says_what_the_silenced_original_says() -> None:
+    """The same tokens, from a cache that grows, from one of a fixed size, and without one."""
+    torch.manual_seed(0)
+    model, inputs = _llama(pytest.importorskip("transformers"))
+    graph = secateurs.trace(model.eval(), inputs)
+    exact = [group for group in graph.groups if group.name not in graph.mixers]
+    assert any(group.kind == "head" for group in exact)
+    whole = [group for group in exact if group.kind == "head" or "mlp" in group.name]
+    gone = {group.name: range(group.size // 2) for group in whole}
+    plan = secateurs.Plan.of(graph, secateurs.testing.fitting(graph, gone))
+    quiet: Any = silenced(model, plan)
+    small: Any = secateurs.apply(model, plan)
+    ids = inputs["input_ids"]
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": 8,
+        "min_new_tokens": 8,
+    }
+    expected = quiet.generate(ids, use_cache=False, **options)
+    assert not torch.equal(expected, model.generate(ids, use_cache=False, **options))
+    for cache in ({"use_cache": False}, {}, {"cache_implementation": "static"}):
+        assert torch.equal(small.generate(ids, **cache, **options), expected), cache
+    small.config.num_key_value_heads = 2  # which only a chunked prefill reads
+    chunked = {"cache_implementation": "static", "prefill_chunk_size": 4, "disable_compile": True}
+    assert torch.equal(small.generate(ids, **chunked, **options), expected)
