@@ -130,7 +130,7 @@ def test_bench_prints_a_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["prune", "nowhere", "--remove", 5], 2, "nowhere does not exist"),
+        (["prune", "nowhere", "--remove", 5], 2, "fix: name the run directory"),
         (["prune", "empty", "--remove", 5], 2, "empty is not a run directory"),
         (["prune", "trained"], 2, "say how much is to leave"),
         (["prune", "trained", "--remove", 5, "--target", "macs=0.5"], 2, "exactly one of remove and target"),
@@ -155,9 +155,22 @@ def test_bench_prints_a_table() -> None:
         (["prune", "trained", "--remove", 5, "--repair", "batchnorm"], 2, "did you mean 'batch-norm'"),
         (["prune", "trained", "--remove", 5, "--lr-steps", "half"], 2, "--lr-steps is shares such as"),
         (["prune", "trained", "--remove", 5, "--until", "0.01"], 2, "--until is a name and a share"),
+        (["compare", "trained", "--layers", "nothing*"], 2, "no group is named nothing*"),
+        (["sensitivity", "trained", "--skip", "nothing*"], 2, "skip 'nothing*' matches no group"),
         (["recover", "trained"], 2, "which cuts nothing to recover from"),
         (["recover", "nowhere"], 2, "nowhere does not exist"),
-        (["prune", "trained", "--remove", 5, "--kinds", "chanel"], 1, "no group is left to cut"),
+        (["prune", "trained", "--remove", 5, "--kinds", "chanel"], 2, "did you mean 'channel'"),
+        (["prune", "trained", "--remove", 5, "--kinds", "head"], 1, "no group is left to cut"),
+        (["prune", "trained", "--remove", 5, "--skip", "featurs.0"], 2, "did you mean 'features.0'"),
+        (
+            ["prune", "trained", "--remove", 5, "--min-units", 0],
+            2,
+            "a share in (0, 1) of each group's; got 0",
+        ),
+        (["prune", "trained", "--remove", 5, "--out", "full/thesis.tex"], 2, "pass another --out"),
+        (["sparsify", "trained", "--skip", "nothing*"], 2, "skip 'nothing*' matches no group"),
+        (["sparsify", "trained", "--kinds", "chanel"], 2, "did you mean 'channel'"),
+        (["sensitivity", "trained", "--kinds", "chanel"], 2, "did you mean 'channel'"),
         (["prune", "trained", "--remove", 5000], 1, "5000 units cannot leave: at most"),
         (["prune", "trained", "--target", "macs=0.0001"], 1, "macs=0.0001 is out of reach"),
         (["train", "--data", "nowhere"], 2, "nowhere"),
@@ -188,8 +201,10 @@ def test_mistakes_get_one_clear_sentence(arguments: list[Any], code: int, messag
     Path("full/thesis.tex").write_text("x")
     if "trained" in arguments:
         train_tiny(images)
+    before = set(Path().rglob("*"))
     result = run(*arguments)
     assert result.exit_code == code, result.output
+    assert set(Path().rglob("*")) == before
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.output
     assert [path.name for path in Path("full").iterdir()] == ["thesis.tex"]

@@ -6,7 +6,8 @@ SecateursError
 ├── ScoreError        a criterion could not be computed
 │   └── UnrankedError a criterion has nothing to rank a group by; other groups have their scores
 ├── PlanError         a plan does not fit, or cannot be made
-│   └── BudgetError   no plan meets the budget
+│   ├── BudgetError   no plan meets the budget
+│   └── PatternError  a pattern matches no group of the model
 ├── ApplyError        the surgery was refused; the model is as it was
 ├── VerifyError       the smaller model does not compute what it should
 ├── DataError         a data set is missing, empty or inconsistent
@@ -70,6 +71,10 @@ class PlanError(SecateursError):
 
 class BudgetError(PlanError):
     """No plan meets the budget; the message says how far one can go."""
+
+
+class PatternError(PlanError):
+    """A pattern of groups matches none of the model; the message has the nearest name."""
 
 
 class ApplyError(SecateursError):

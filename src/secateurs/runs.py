@@ -61,9 +61,17 @@ class Run:
         self.path = Path(path)
         self._lock: Lock | None = None
         if not self.path.exists():
-            raise RunError(f"{self.path} does not exist", where=str(self.path))
+            raise RunError(
+                f"{self.path} does not exist",
+                where=str(self.path.absolute()),
+                fix="name the run directory that secateurs train or prune printed last",
+            )
         if not (self.path / _CONFIG).is_file():
-            raise RunError(f"{self.path} is not a run directory: it has no {_CONFIG}", where=str(self.path))
+            raise RunError(
+                f"{self.path} is not a run directory: it has no {_CONFIG}",
+                where=str(self.path.absolute()),
+                fix="name the run directory that secateurs train or prune printed last",
+            )
         self.config: dict[str, Any] = files.read_json(self.path / _CONFIG)
         if self.config.get("format") != FORMAT:
             raise RunError(
@@ -91,7 +99,9 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder} cannot be made: {error.strerror}", where=str(folder)) from error
+            message = f"{folder} cannot be made: {error.strerror}"
+            fix = "pass another --out, in a folder that you may write to"
+            raise RunError(message, where=str(folder.absolute()), fix=fix) from error
         if found := contents(folder, beside):
             raise RunError(
                 f"{folder} is not empty: it holds {found[0]}",

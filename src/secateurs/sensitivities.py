@@ -16,7 +16,7 @@ from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import PlanError, RunError
 from secateurs.graph.groups import Graph, Group
 from secateurs.measure.accuracy import accuracy
-from secateurs.planning.limits import candidates
+from secateurs.planning.limits import candidates, check_skip
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import plan
 from secateurs.progress import Event, Observer, ignore
@@ -204,6 +204,7 @@ def sensitivity(
             raise PlanError(
                 f"0 < ratio < 1 must hold, the share that leaves; got {ratio}", fix="ratios=[0.5]"
             )
+    check_skip(graph, skip)
     groups = candidates(graph, kinds=kinds, skip=skip)
     scores = criterion
     if not isinstance(scores, Scores):

@@ -16,6 +16,7 @@ from secateurs.errors import (
     BudgetError,
     DataError,
     ModelError,
+    PatternError,
     RunError,
     SecateursError,
     TrainingError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from secateurs.recovery import Recipe
 
 FAILED, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
-_OF_THE_USER = (DataError, ModelError, RunError, UnknownNameError)
+_OF_THE_USER = (DataError, ModelError, PatternError, RunError, UnknownNameError)
 
 Seed = Annotated[int, typer.Option(help="What every random number follows from.", rich_help_panel="The run")]
 Threads = Annotated[

@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from secateurs import files
 from secateurs.criteria import names
-from secateurs.errors import DataError, UnknownNameError
-from secateurs.graph import trace
-from secateurs.jobs.subjects import SubjectSettings, model_and_images
+from secateurs.errors import DataError, PatternError, ScoreError, UnknownNameError
+from secateurs.graph import Graph
+from secateurs.jobs.subjects import SubjectSettings, model_and_images, traced
 from secateurs.jobs.workplace import Job, open_run, threads
 from secateurs.judging import Comparison, Ledger, compare, oracle, sample_units
 from secateurs.progress import Observer, ignore
@@ -74,23 +74,32 @@ def compare_job(
     Raises:
         DataError: The images are missing, or of other classes than the model's.
         RunError: There is no such model, or ``out`` is taken.
-        ScoreError: A criterion cannot be computed, or no group has such a name.
+        ScoreError: A criterion cannot be computed.
+        PatternError: No group has such a name; nothing is written.
     """
     settings = settings.resolved()
     with threads(settings.threads):
         model, source, facts = model_and_images(settings)
+        graph = traced(model, source)
+        units = _chosen(graph, settings)
         config = {"command": "compare", **facts, "settings": settings.to_dict()}
         with open_run(Path(out), config, resume=resume) as run:
             if not (run.path / _RESULT).is_file():
-                _write(run, _judged(Job(run, source, settings, observer), settings, model))
+                _write(run, _judged(Job(run, source, settings, observer), settings, model, graph, units))
             return files.read_json(run.path / _RESULT)
 
 
-def _judged(job: Job, settings: CompareSettings, model: nn.Module) -> Comparison:
+def _chosen(graph: Graph, settings: CompareSettings) -> dict[str, list[int]]:
+    try:
+        return sample_units(graph, settings.units, layers=settings.layers, seed=settings.seed)
+    except ScoreError as error:
+        raise PatternError(error.message, fix=error.fix) from error
+
+
+def _judged(
+    job: Job, settings: CompareSettings, model: nn.Module, graph: Graph, units: dict[str, list[int]]
+) -> Comparison:
     job.tell_start(str(job.run.config["architecture"]["name"]))
-    model.to(job.device).eval()
-    graph = trace(model, job.example())
-    units = sample_units(graph, settings.units, layers=settings.layers, seed=settings.seed)
     batches = job.ranking_batches(settings.images)
     found = oracle(
         model,

@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy
 from secateurs import files
 from secateurs.criteria import names
 from secateurs.errors import BudgetError, DataError, UnknownNameError
-from secateurs.graph import trace
-from secateurs.jobs.subjects import SubjectSettings, model_and_images
+from secateurs.graph import Graph
+from secateurs.jobs.settings import check_kinds
+from secateurs.jobs.subjects import SubjectSettings, model_and_images, traced
 from secateurs.jobs.workplace import Job, open_run, threads
+from secateurs.planning.limits import candidates, check_skip
 from secateurs.progress import Observer, ignore
 from secateurs.report import sensitivity_chart
 from secateurs.runs import Run
@@ -46,6 +48,7 @@ class SensitivitySettings(SubjectSettings):
 
     def __post_init__(self) -> None:
         self._check()
+        check_kinds(self.kinds)
         for name, value in (("images", self.images), ("rank_images", self.rank_images)):
             if value is not None and value < 1:
                 raise DataError(f"`{name} >= 1` must hold, got {name}={value}")
@@ -76,26 +79,29 @@ def sensitivity_job(
         DataError: The images are missing, or of other classes than the model's.
         RunError: There is no such model, or ``out`` is taken.
         UnknownNameError: There is no such criterion.
+        PatternError: A pattern of ``skip`` matches no group; nothing is written.
     """
     settings = settings.resolved()
     if settings.criterion not in names():
         raise UnknownNameError("criterion", settings.criterion, names())
     with threads(settings.threads):
         model, source, facts = model_and_images(settings)
+        graph = traced(model, source)
+        check_skip(graph, settings.skip)
+        candidates(graph, kinds=settings.kinds, skip=settings.skip)
         config = {"command": "sensitivity", **facts, "settings": settings.to_dict()}
         with open_run(Path(out), config, resume=resume) as run:
             if not (run.path / _RESULT).is_file():
-                _write(run, _measure(Job(run, source, settings, observer), settings, model))
+                _write(run, _measure(Job(run, source, settings, observer), settings, model, graph))
             return Sensitivity.load(run.path / _RESULT)
 
 
-def _measure(job: Job, settings: SensitivitySettings, model: nn.Module) -> Sensitivity:
+def _measure(job: Job, settings: SensitivitySettings, model: nn.Module, graph: Graph) -> Sensitivity:
     job.tell_start(str(job.run.config["architecture"]["name"]))
-    model.to(job.device).eval()
     job.doing("rank the units and measure the whole model")
     return sensitivity(
         model,
-        trace(model, job.example()),
+        graph,
         job.validation_batches(settings.images),
         criterion=settings.criterion,
         ratios=settings.ratios,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from secateurs.errors import BudgetError, DataError, RunError, TrainingError, UnknownNameError
+from secateurs.graph.groups import Kind
 from secateurs.planning.schedules import PACES
 from secateurs.recovery.recipe import Recipe
 from secateurs.recovery.repair import WAYS
@@ -213,6 +214,10 @@ class PruneSettings(JobSettings):
         ):
             if value is not None and value < least:
                 raise BudgetError(f"`{name} >= {least}` must hold, got {name}={value}")
+        check_kinds(self.kinds)
+        if not (0 < self.min_units < 1 or (self.min_units >= 1 and isinstance(self.min_units, int))):
+            rule = "min_units is a number of units, or a share in (0, 1) of each group's"
+            raise BudgetError(f"{rule}; got {self.min_units}", fix="--min-units 8")
         if self.scope not in ("global", "local"):
             raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
         for kind, given, known in (
@@ -284,6 +289,7 @@ class SparsifySettings(JobSettings):
     def __post_init__(self) -> None:
         self._check()
         check_options(self.method, self.options)
+        check_kinds(self.kinds)
         if self.recipe.epochs < 1:
             raise TrainingError(f"`1 <= epochs` must hold, got epochs={self.recipe.epochs}")
         _check_untaught(self.recipe, "sparsify")
@@ -292,6 +298,17 @@ class SparsifySettings(JobSettings):
         """The same with paths that mean the same from every folder."""
         data = None if self.data is None else absolute_data(self.data)
         return replace(self, source=str(Path(self.source).resolve()), data=data)
+
+
+def check_kinds(kinds: tuple[str, ...] | None) -> None:
+    """Refuse a kind of groups that there is not.
+
+    Raises:
+        UnknownNameError: One of ``kinds`` is no kind.
+    """
+    for kind in kinds or ():
+        if kind not in get_args(Kind):
+            raise UnknownNameError("kind of groups", kind, get_args(Kind))
 
 
 def _check_untaught(recipe: Recipe, what: str) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from secateurs.data import DataSource
 from secateurs.errors import RunError
+from secateurs.graph import Graph, trace
 from secateurs.jobs.settings import DataSettings, WorkSettings, absolute_data
-from secateurs.jobs.workplace import data_of, images_for
+from secateurs.jobs.workplace import data_of, first_images, images_for
 from secateurs.models import Architecture, build
 from secateurs.runs import Run
 
@@ -71,3 +72,12 @@ def model_and_images(settings: SubjectSettings) -> tuple[nn.Module, DataSource, 
             input_size=architecture.input_size,
         )
     return model, source, {"architecture": architecture.to_dict(), "data": asdict(data)}
+
+
+def traced(model: nn.Module, source: DataSource) -> Graph:
+    """The graph of a model, which is put on the job's device in evaluation mode.
+
+    Call it before a run directory is made, so that patterns can be checked against the groups first.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return trace(model.to(device).eval(), first_images(source).to(device))

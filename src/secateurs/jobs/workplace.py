@@ -85,14 +85,19 @@ class Job:
 
     def example(self, count: int = 2) -> Tensor:
         """The first training images as one batch on the job's device."""
-        images = self.source.ranking
-        return torch.stack([images[index][0] for index in range(min(count, len(images)))]).to(self.device)
+        return first_images(self.source, count).to(self.device)
 
     def tell_start(self, model: str) -> None:
         """Say what the job works on."""
         facts = {"run": str(self.run.path), "model": model, "data": str(self.source)}
         machine = {"device": str(self.device), "threads": torch.get_num_threads()}
         self.tell(Event("started", {**facts, "notes": list(self.source.notes), **machine}))
+
+
+def first_images(source: DataSource, count: int = 2) -> Tensor:
+    """The first training images, as they are, as one batch on the CPU."""
+    images = source.ranking
+    return torch.stack([images[index][0] for index in range(min(count, len(images)))])
 
 
 def some_images(images: Any, limit: int | None, seed: int) -> Any:

@@ -121,7 +121,7 @@ def _from_timm(name: str, num_classes: int | None, published: str | None) -> nn.
         raise ModelError(f"timm:{name} needs timm", fix="pip install 'secateurs[timm]'") from error
     if not timm.is_model(name):
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3))
-        raise ModelError(f"timm has no model {name!r}", fix=f"use one of: {close}" if close else None)
+        raise ModelError(f"timm has no model {name!r}", fix=f"use one of: {close or 'timm.list_models()'}")
     if published not in (None, "DEFAULT"):
         raise UnknownNameError(f"weights of timm:{name}", str(published), {"DEFAULT"})
     settings = {} if num_classes is None else {"num_classes": num_classes}

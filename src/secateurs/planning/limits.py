@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeAlias, TypeVar
 
-from secateurs.errors import PlanError, nearest
+from secateurs.errors import PatternError, PlanError, nearest
 from secateurs.graph.groups import Graph, Group
 from secateurs.planning.schedules import paced_share
 
@@ -173,18 +173,18 @@ def _by_pattern(
     return {name: values[pattern] for name, pattern in found.items() if pattern is not None}
 
 
-def _no_match(option: str, pattern: str, graph: Graph) -> PlanError:
+def _no_match(option: str, pattern: str, graph: Graph) -> PatternError:
     """Where the pattern names a layer whose units go with others, it says with which."""
     for group in graph.groups:
         for part in group.by_role("producer"):
             if fnmatch.fnmatchcase(part.parameter.rpartition(".")[0], pattern):
-                return PlanError(
+                return PatternError(
                     f"{option} {pattern!r} matches no group that may be cut: "
                     f"the units of {part.parameter!r} are those of group {group.name!r}",
                     fix=f"name {group.name!r}",
                 )
     names = [group.name for group in graph.groups]
-    return PlanError(
+    return PatternError(
         f"{option} {pattern!r} matches no group{nearest(pattern, names)}",
         fix="secateurs inspect lists the groups",
     )

@@ -12,7 +12,7 @@ from secateurs.criteria.protocol import unit_sums
 from secateurs.errors import TrainingError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group, Slice, fingerprint_of
-from secateurs.planning.limits import candidates
+from secateurs.planning.limits import candidates, check_skip
 from secateurs.planning.ranking import Scope
 from secateurs.recovery.regularizer import Regularizer
 
@@ -43,6 +43,7 @@ class Sparsifier(Regularizer):
         self, graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequence[str] = ()
     ) -> None:
         self.graph, self.kinds, self.skip = graph, kinds, skip
+        check_skip(graph, skip)
         self.groups = candidates(graph, kinds=kinds, skip=skip)
 
     def start(self, model: nn.Module) -> None:
