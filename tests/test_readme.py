@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import secateurs
+from secateurs.cli import app
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -47,3 +50,22 @@ def test_the_examples_of_extending_run_and_print_what_they_say() -> None:
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?:docs/)?[\w./-]+\.(?:md|png))\)", README.read_text()))
 def test_every_file_that_is_linked_exists(name: str) -> None:
     assert (README.parent / name).exists()
+
+
+def test_every_page_of_the_documentation_is_linked() -> None:
+    text = README.read_text()
+    assert all(f"(docs/{page.name})" in text for page in (README.parent / "docs").glob("*.md"))
+
+
+def test_every_command_is_in_the_list() -> None:
+    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert all(f"\nsecateurs {name} " in README.read_text() for name in names)
+
+
+def test_the_layout_names_every_package_and_module() -> None:
+    text = (README.parent / "docs" / "architecture.md").read_text()
+    layout = text.split("## Layout\n")[1].split("\n## ")[0]
+    home = Path(secateurs.__file__).parent
+    modules = {path.name for path in home.glob("*.py")} - {"__init__.py"}
+    packages = {path.parent.name for path in home.glob("*/__init__.py")}
+    assert {name for name in modules | packages if f"`{name}`" not in layout} == set()

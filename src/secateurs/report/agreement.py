@@ -101,17 +101,18 @@ def ranks_chart(units: Sequence[Mapping[str, Any]], path: str | Path, *, title: 
     columns = min(5, max(len(criteria), 1))
     rows = 1 + (len(criteria) - 1) // columns
     with figure_at(path, (2.1 * columns + 0.6, 2.25 * max(rows, 1) + 0.7)) as figure:
-        grid = figure.subplots(max(rows, 1), columns, squeeze=False, sharex=True, sharey=True).flat
-        for axes, name in zip(grid, criteria, strict=False):
+        grid = figure.subplots(max(rows, 1), columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for place, (axes, name) in enumerate(zip(grid, criteria, strict=False)):
             scores = [math.nan if each[name] is None else each[name] for each in units]
             ranks = _within(scores, units)
             axes.scatter(
                 truth[::step], ranks[::step], s=6, c=colours, cmap="viridis", alpha=0.6, linewidths=0
             )
             axes.set_title(name, fontsize=9.5, fontweight="normal")
-            axes.set_xticks((0, 0.5, 1))
-            axes.set_yticks((0, 0.5, 1))
-        for axes in list(grid):
+            axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+            axes.set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
+            axes.tick_params(labelbottom=place + columns >= len(criteria))
+        for axes in grid[len(criteria) :]:
             axes.set_visible(False)
         figure.supxlabel("rank by oracle-abs within the layer", fontsize=10)
         figure.supylabel("rank by the criterion", fontsize=10)
