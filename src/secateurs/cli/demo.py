@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Train a network on bundled digits, prune it to under a fifth of its MACs, and show what it cost.
 
-    Needs no download and about a minute or two on two cores:
+    Needs no download and two to three minutes on two cores:
 
     [bold]secateurs demo[/bold]
     """
