@@ -20,7 +20,7 @@ import more_models
 import secateurs
 import sequence_models
 from models import build
-from secateurs.errors import ScoreError, UnknownNameError
+from secateurs.errors import PatternError, ScoreError, UnknownNameError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.running import call_model
 from secateurs.judging import Ledger, Oracle, oracle, sample_units
@@ -501,8 +501,8 @@ def test_a_batch_of_one_and_no_such_oracle() -> None:
     assert found.examples == 1 and found.is_complete
     with pytest.raises(UnknownNameError, match="unknown oracle 'oracle-ab'; did you mean 'oracle-abs'"):
         found.values("oracle-ab")  # type: ignore[arg-type]
-    with pytest.raises(ScoreError, match="no group is named nowhere"):
-        sample_units(graph, layers=["nowhere"])
+    with pytest.raises(PatternError, match="layers='nowhere' matches no group"):
+        sample_units(graph, layers=["*", "nowhere"])
     with pytest.raises(ScoreError, match=r"`units >= 1` must hold, got units=0"):
         sample_units(graph, 0)
 

@@ -131,6 +131,10 @@ class Sensitivity:
         place = Path(path)
         if place.is_dir():
             place = place / "sensitivity.json"
+        if not place.is_file():
+            raise RunError(
+                f"{place} is not there", where=str(place), fix="secateurs sensitivity RUN writes such a file"
+            )
         facts = files.read_json(place)
         try:
             if facts.pop("format") != _FORMAT:

@@ -33,7 +33,10 @@ def bench(
         first, shape = common.named_model(model, classes=classes, input_size=input_size)
         second, other_shape = common.named_model(other, classes=classes, input_size=input_size)
         if shape != other_shape:
-            raise ModelError(f"{model} takes images of {shape}, but {other} of {other_shape}")
+            raise ModelError(
+                f"{model} takes images of {shape}, but {other} of {other_shape}",
+                fix="take two runs that were trained on one size, or two architectures with --input-size",
+            )
         image = torch.zeros(1, *shape)
         with with_threads(threads):
             speed = speeds({"first": first, "second": second}, image)

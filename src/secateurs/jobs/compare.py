@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from secateurs import files
 from secateurs.criteria import names
-from secateurs.errors import DataError, PatternError, ScoreError, UnknownNameError
+from secateurs.errors import DataError, UnknownNameError
 from secateurs.graph import Graph
 from secateurs.jobs.subjects import SubjectSettings, model_and_images, traced
 from secateurs.jobs.workplace import Job, open_run, threads
@@ -54,6 +54,8 @@ class CompareSettings(SubjectSettings):
         for name in self.criteria:
             if name != "all" and name not in names():
                 raise UnknownNameError("criterion", name, ["all", *names()])
+            if self.criteria.count(name) > 1:
+                raise DataError(f"criterion {name!r} is named twice", fix="name each once")
 
 
 def compare_job(
@@ -81,19 +83,12 @@ def compare_job(
     with threads(settings.threads):
         model, source, facts = model_and_images(settings)
         graph = traced(model, source)
-        units = _chosen(graph, settings)
+        units = sample_units(graph, settings.units, layers=settings.layers, seed=settings.seed)
         config = {"command": "compare", **facts, "settings": settings.to_dict()}
         with open_run(Path(out), config, resume=resume) as run:
             if not (run.path / _RESULT).is_file():
                 _write(run, _judged(Job(run, source, settings, observer), settings, model, graph, units))
             return files.read_json(run.path / _RESULT)
-
-
-def _chosen(graph: Graph, settings: CompareSettings) -> dict[str, list[int]]:
-    try:
-        return sample_units(graph, settings.units, layers=settings.layers, seed=settings.seed)
-    except ScoreError as error:
-        raise PatternError(error.message, fix=error.fix) from error
 
 
 def _judged(

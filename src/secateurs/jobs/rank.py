@@ -64,13 +64,19 @@ def rank_job(
 
     Raises:
         DataError: The images are missing, or of other classes than the model's.
-        RunError: There is no such model, or the file has another ending.
+        RunError: There is no such model, the file has another ending, or its folder is not there.
         ScoreError: The criterion cannot be computed for this model.
     """
     settings = settings.resolved()
     place = None if out is None else Path(out)
     if place is not None and place.suffix not in (".csv", ".json"):
         raise RunError(f"{place} must end in .csv or .json", where=str(place), fix=f"--out {place.stem}.csv")
+    if place is not None and not place.parent.is_dir():
+        raise RunError(
+            f"there is no folder {place.parent.resolve()} to write {place.name} to",
+            where=str(place),
+            fix="make it first, or pass another --out",
+        )
     with threads(settings.threads):
         rows = _ranked(settings, observer)
     if place is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.protocol import Scores
-from secateurs.errors import ScoreError, UnknownNameError
+from secateurs.errors import PatternError, ScoreError, UnknownNameError, nearest
 from secateurs.graph.groups import Graph
 from secateurs.judging.ledger import Entry, Ledger
 from secateurs.progress import Observer, derive_seed, ignore
@@ -167,7 +167,8 @@ def sample_units(
         By group the ascending indices of its units.
 
     Raises:
-        ScoreError: No group has such a name, or `count` is less than one.
+        PatternError: A pattern of `layers` matches no group.
+        ScoreError: `count` is less than one.
 
     Example:
         >>> import torch
@@ -179,11 +180,13 @@ def sample_units(
         {'0': 16, '1': 8}
     """
     groups = [group for group in graph.groups if any(fnmatch.fnmatch(group.name, glob) for glob in layers)]
-    if not groups:
-        raise ScoreError(
-            f"no group is named {' or '.join(layers)}",
-            fix=f"use names or patterns of: {', '.join(group.name for group in graph.groups)}",
-        )
+    names = [group.name for group in graph.groups]
+    for glob in layers:
+        if not fnmatch.filter(names, glob):
+            raise PatternError(
+                f"layers={glob!r} matches no group{nearest(glob, names)}",
+                fix="secateurs inspect lists the groups",
+            )
     if count is not None and count < 1:
         raise ScoreError(f"`units >= 1` must hold, got units={count}")
     sizes = np.array([group.size for group in groups])
