@@ -89,13 +89,19 @@ def macs(model: nn.Module) -> int:
     return secateurs.trace(model, torch.zeros(1, 3, 32, 32)).cost().macs
 
 
-def contenders(model: nn.Module, some: Batches, share: float) -> Iterator[tuple[str, nn.Module, Any]]:
+ROWS = {"error": "secateurs, shares by error", "share": "secateurs, one share"}
+THEIRS = {"tp-l2": "Torch-Pruning, group L2", "tp-taylor": "Torch-Pruning, group Taylor"}
+
+
+def contenders(
+    model: nn.Module, some: Batches, share: float, rows: list[str]
+) -> Iterator[tuple[str, nn.Module, Any]]:
     """Name, smaller network, and the plan where we made it."""
-    yield "secateurs, shares by error", *ours(model, some, share, "error")
-    yield "secateurs, one share", *ours(model, some, share, None)
-    if importlib.util.find_spec("torch_pruning"):
-        yield "Torch-Pruning, group L2", theirs(model, some, share, taylor=False), None
-        yield "Torch-Pruning, group Taylor", theirs(model, some, share, taylor=True), None
+    for row in rows:
+        if row in ROWS:
+            yield ROWS[row], *ours(model, some, share, "error" if row == "error" else None)
+        elif importlib.util.find_spec("torch_pruning"):
+            yield THEIRS[row], theirs(model, some, share, taylor=row == "tp-taylor"), None
 
 
 def main() -> None:
@@ -110,11 +116,13 @@ def main() -> None:
     parser.add_argument("--epoch-images", type=int, default=50_000)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tested", type=int, default=10_000, help="test images")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *THEIRS], default=[*ROWS, *THEIRS])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     header(f"CIFAR-10 {args.network} at {args.speedup:g}x fewer MACs")
     images, labels = cifar10(args.data, "train")
-    tested = cifar10(args.data, "test")
+    tested = [each[: args.tested] for each in cifar10(args.data, "test")]
     model = network(args)
     print(
         f"base {top1(model, *tested):.4f} on {len(tested[1])} test images; {args.images} images to rank and "
@@ -124,7 +132,7 @@ def main() -> None:
     for seed in range(args.seeds):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         some = [(images[part], labels[part]) for part in order[: args.images].split(100)]
-        for name, small, plan in contenders(model, some, 1 / args.speedup):
+        for name, small, plan in contenders(model, some, 1 / args.speedup, args.rows):
             row = {"macs": macs(small) / macs(model), "cut": top1(small, *tested)}
             if plan is not None:
                 started = time.process_time()
