@@ -19,6 +19,8 @@ from typer.testing import CliRunner, Result
 import secateurs
 import tiny_net
 from secateurs.cli import app, text
+from secateurs.cli.display import Display
+from secateurs.progress import Event
 from secateurs.runs import load
 
 TINY = ["--model", "tiny_net:TinyNet", "--image-size", "16", "--threads", "1"]
@@ -73,6 +75,20 @@ def test_the_whole_way(images: Path) -> None:
     assert facts["ratio"]["macs"] > 1
     fourth = run("inspect", "runs/train-TinyNet-pruned", "--json")
     assert json.loads(fourth.output)["params"] == metrics["after"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "best", "told"),
+    [(0, 0, ""), (2, 0, "the weights from before it kept"), (2, 1, "after the fine-tune, epoch 1 kept")],
+)
+def test_a_fine_tune_is_told_where_there_was_one(
+    epochs: int, best: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"epochs_trained": epochs, "kept_epoch": best, "accuracy_tuned": 0.5}
+    with Display() as display:
+        display(Event("healed", facts))
+    printed = capsys.readouterr().out
+    assert told in printed and bool(printed.strip()) is bool(epochs)
 
 
 def test_inspect_says_what_is_locked_and_why() -> None:

@@ -170,9 +170,10 @@ class Display:
         self.say(f"stopped: {facts['why']}", "bold")
 
     def _on_healed(self, facts: Mapping[str, Any]) -> None:
-        kept = f"epoch {facts['kept_epoch']}" if facts["kept_epoch"] else "the weights from before it"
-        self.say(f"  validation {text.share(facts['accuracy_tuned'])} after the fine-tune, {kept} kept")
         self._remove_bar()
+        if facts["epochs_trained"]:
+            kept = f"epoch {facts['kept_epoch']}" if facts["kept_epoch"] else "the weights from before it"
+            self.say(f"  validation {text.share(facts['accuracy_tuned'])} after the fine-tune, {kept} kept")
 
     def _on_finished(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()

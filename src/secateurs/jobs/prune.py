@@ -267,7 +267,8 @@ class _Pruning:
         row["epochs"] = [asdict(epoch) for epoch in history.epochs]
         self.facts["rows"] = [*others, row]
         told = {key: value for key, value in row.items() if key not in ("epochs", "layers")}
-        self.job.tell(Event("healed", {**told, "iterations": self.settings.iterations}))
+        more = {"iterations": self.settings.iterations, "epochs_trained": len(history.epochs)}
+        self.job.tell(Event("healed", {**told, **more}))
 
     def _finish(self) -> None:
         """Measure both models, draw, save."""
