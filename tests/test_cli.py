@@ -171,7 +171,7 @@ def test_bench_prints_a_table() -> None:
         (["prune", "trained", "--remove", 5, "--repair", "batchnorm"], 2, "did you mean 'batch-norm'"),
         (["prune", "trained", "--remove", 5, "--lr-steps", "half"], 2, "--lr-steps is shares such as"),
         (["prune", "trained", "--remove", 5, "--until", "0.01"], 2, "--until is a name and a share"),
-        (["compare", "trained", "--layers", "nothing*"], 2, "layers='nothing*' matches no group"),
+        (["compare", "trained", "--layers", "nothing*"], 2, "layers 'nothing*' matches no group"),
         (["compare", "trained", "--criteria", "l2,l2"], 2, "criterion 'l2' is named twice"),
         (["rank", "trained", "--out", "nowhere/all.csv"], 2, "to write all.csv to"),
         (

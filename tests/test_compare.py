@@ -303,7 +303,7 @@ def test_rank_writes_every_unit_lowest_first(trained: Path) -> None:
         (["compare", "nowhere"], 2, "'nowhere' is neither a run directory that exists nor"),
         (["compare", "trained", "--criteria", "tailor"], 2, "did you mean 'taylor'"),
         (["compare", "trained", "--data", "nowhere"], 2, "nowhere"),
-        (["compare", "trained", "--layers", "nothing.*"], 2, "layers='nothing.*' matches no group"),
+        (["compare", "trained", "--layers", "nothing.*"], 2, "layers 'nothing.*' matches no group"),
         (["rank", "trained", "--criterion", "tailor"], 2, "did you mean 'taylor'"),
         (["rank", "trained", "--normalization", "l3"], 2, "unknown normalization 'l3'"),
         (["rank", "trained", "--out", "ranking.txt"], 2, "ranking.txt must end in .csv or .json"),

@@ -501,7 +501,7 @@ def test_a_batch_of_one_and_no_such_oracle() -> None:
     assert found.examples == 1 and found.is_complete
     with pytest.raises(UnknownNameError, match="unknown oracle 'oracle-ab'; did you mean 'oracle-abs'"):
         found.values("oracle-ab")  # type: ignore[arg-type]
-    with pytest.raises(PatternError, match="layers='nowhere' matches no group"):
+    with pytest.raises(PatternError, match="layers 'nowhere' matches no group"):
         sample_units(graph, layers=["*", "nowhere"])
     with pytest.raises(ScoreError, match=r"`units >= 1` must hold, got units=0"):
         sample_units(graph, 0)

@@ -202,18 +202,27 @@ def test_a_decoder_with_its_default_cache_loses_heads_and_still_generates(
     small: Any = secateurs.apply(model, plan)
     assert secateurs.verify(model, small, plan, inputs).ok
     ids = inputs["input_ids"]
-    options = {
-        "attention_mask": torch.ones_like(ids),
-        "do_sample": False,
-        "max_new_tokens": 5,
-        "min_new_tokens": 5,
-    }
+    options = _greedy(ids, 5)
     plain = small.generate(ids, use_cache=False, **options)
     torch.testing.assert_close(small.generate(ids, cache_implementation=cache, **options), plain)
 
 
-def test_a_cache_that_comes_with_the_example_is_left_as_it_was() -> None:
-    model, cache = ByName().eval(), Cache()
+def _greedy(ids: Tensor, tokens: int) -> dict[str, Any]:
+    """How to generate a fixed number of tokens, each the likeliest."""
+    lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    return {"attention_mask": torch.ones_like(ids), "do_sample": False, **lengths}
+
+
+class Slotted:
+    """A cache without a dictionary: its keys lie in a slot."""
+
+    __slots__ = ("keys",)
+    __init__, update = Cache.__init__, Cache.update
+
+
+@pytest.mark.parametrize("kind", [Cache, Slotted])
+def test_a_cache_that_comes_with_the_example_is_left_as_it_was(kind: type[Any]) -> None:
+    model, cache = ByName().eval(), kind()
     cache.update(torch.ones(2, 3, 6))
     inputs = {"x": torch.randn(2, 4, 5), "cache": cache}
     graph = secateurs.trace(model, inputs)
@@ -249,12 +258,7 @@ def test_a_llama_without_some_heads_says_what_the_silenced_original_says() -> No
     quiet: Any = silenced(model, plan)
     small: Any = secateurs.apply(model, plan)
     ids = inputs["input_ids"]
-    options = {
-        "attention_mask": torch.ones_like(ids),
-        "do_sample": False,
-        "max_new_tokens": 8,
-        "min_new_tokens": 8,
-    }
+    options = _greedy(ids, 8)
     expected = quiet.generate(ids, use_cache=False, **options)
     assert not torch.equal(expected, model.generate(ids, use_cache=False, **options))
     for cache in ({"use_cache": False}, {}, {"cache_implementation": "static"}):

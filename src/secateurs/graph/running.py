@@ -65,7 +65,7 @@ def _unspent(value: Any, tensor: Callable[[Tensor], Tensor] | None = None) -> An
 def _copied(leaf: Any, tensor: Callable[[Tensor], Tensor] | None) -> Any:
     if isinstance(leaf, Tensor):
         return tensor(leaf) if tensor else leaf
-    if isinstance(leaf, (nn.Module, type, ModuleType)) or not hasattr(leaf, "__dict__"):
+    if isinstance(leaf, (nn.Module, type, ModuleType)):
         return leaf
     memo: dict[int, Any] = {}
     for held in tensors_in(leaf):

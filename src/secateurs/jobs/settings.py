@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from secateurs.errors import BudgetError, DataError, RunError, TrainingError, UnknownNameError
 from secateurs.graph.groups import Kind
+from secateurs.planning.limits import check_least
 from secateurs.planning.schedules import PACES
 from secateurs.recovery.recipe import Recipe
 from secateurs.recovery.repair import WAYS
@@ -215,9 +216,7 @@ class PruneSettings(JobSettings):
             if value is not None and value < least:
                 raise BudgetError(f"`{name} >= {least}` must hold, got {name}={value}")
         check_kinds(self.kinds)
-        if not (0 < self.min_units < 1 or (self.min_units >= 1 and isinstance(self.min_units, int))):
-            rule = "min_units is a number of units, or a share in (0, 1) of each group's"
-            raise BudgetError(f"{rule}; got {self.min_units}", fix="--min-units 8")
+        check_least(self.min_units)
         if self.scope not in ("global", "local"):
             raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
         for kind, given, known in (

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.protocol import Scores
-from secateurs.errors import PatternError, ScoreError, UnknownNameError, nearest
+from secateurs.errors import ScoreError, UnknownNameError
 from secateurs.graph.groups import Graph
 from secateurs.judging.ledger import Entry, Ledger
+from secateurs.planning.limits import no_match
 from secateurs.progress import Observer, derive_seed, ignore
 
 OracleKind: TypeAlias = Literal["oracle-abs", "oracle-loss"]
@@ -183,10 +184,7 @@ def sample_units(
     names = [group.name for group in graph.groups]
     for glob in layers:
         if not fnmatch.filter(names, glob):
-            raise PatternError(
-                f"layers={glob!r} matches no group{nearest(glob, names)}",
-                fix="secateurs inspect lists the groups",
-            )
+            raise no_match("layers", glob, graph)
     if count is not None and count < 1:
         raise ScoreError(f"`units >= 1` must hold, got units={count}")
     sizes = np.array([group.size for group in groups])

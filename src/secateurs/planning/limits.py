@@ -145,7 +145,7 @@ def check_skip(graph: Graph, skip: Sequence[str]) -> None:
     names = {group.name for group in graph.groups} | {lock.name for lock in graph.locked}
     for pattern in skip:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise _no_match("skip", pattern, graph)
+            raise no_match("skip", pattern, graph)
 
 
 def _yields(graph: Graph, group: Group, names: Collection[str]) -> bool:
@@ -168,13 +168,16 @@ def _by_pattern(
     """The value of each group that a pattern names; the last pattern that matches counts."""
     for pattern in values:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in groups):
-            raise _no_match(option, pattern, graph)
+            raise no_match(option, pattern, graph)
     found = {name: matching(name, values) for name in groups}
     return {name: values[pattern] for name, pattern in found.items() if pattern is not None}
 
 
-def _no_match(option: str, pattern: str, graph: Graph) -> PatternError:
-    """Where the pattern names a layer whose units go with others, it says with which."""
+def no_match(option: str, pattern: str, graph: Graph) -> PatternError:
+    """The error for a pattern that matches no group.
+
+    Where the pattern names a layer whose units go with others, it says with which.
+    """
     for group in graph.groups:
         for part in group.by_role("producer"):
             if fnmatch.fnmatchcase(part.parameter.rpartition(".")[0], pattern):
@@ -227,14 +230,24 @@ def _least(groups: Mapping[str, Group], wanted: Least, graph: Graph) -> dict[str
     return {name: _least_of(group, values.get(name, 1)) for name, group in groups.items()}
 
 
-def _least_of(group: Group, value: int | float) -> int:
-    if isinstance(value, float) and 0 < value < 1:
-        return max(1, math.ceil(group.size * value - 1e-9))
-    if not isinstance(value, int) or value < 1:
+def check_least(value: int | float) -> None:
+    """Refuse a least number of units that is neither a number nor a share.
+
+    Raises:
+        PlanError: It is neither.
+    """
+    if not (0 < value < 1 or (isinstance(value, int) and value >= 1)):
         raise PlanError(
             f"min_units is a number of units, or a share in (0, 1) of each group's; got {value}",
             fix="min_units=8, or min_units=0.1",
         )
+
+
+def _least_of(group: Group, value: int | float) -> int:
+    check_least(value)
+    if value < 1:
+        return max(1, math.ceil(group.size * value - 1e-9))
+    assert isinstance(value, int)
     if value > group.size:
         raise PlanError(
             f"min_units={value} is more than the {group.size} units of group {group.name!r}",
