@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateurs.graph.labels import LOCKED, Dim, Labels
+from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.unions import LOCKED
 
 SIZE = 6
 quick = settings(max_examples=60, deadline=None)

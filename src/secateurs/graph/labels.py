@@ -18,17 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-LabelArray: TypeAlias = npt.NDArray[np.int64]
+from secateurs.graph.unions import DEEPEST_PAIR, LOCKED, NO_PAIR, LabelArray, Unions
 
-LOCKED = 0
-PAIRED = -1
-_NO_PAIR = -1
-_DEEPEST_PAIR = 24
 _WIDEST_LEVEL = 64
 
 
@@ -53,8 +47,8 @@ class Dim:
         return not self.factors
 
 
-class Labels:
-    """A vectorised union-find over labels, with locks and pairs.
+class Labels(Unions):
+    """The labels of a model's dimensions.
 
     Args:
         place: Says which operator is being followed and at which line of the model's source, for reasons that
@@ -69,48 +63,13 @@ class Labels:
     """
 
     def __init__(self, place: Callable[[], tuple[str, str]] = lambda: ("", "")) -> None:
+        super().__init__()
         self.place = place
-        self._parent: LabelArray = np.zeros(1024, np.int64)
-        self._first: LabelArray = np.full(1024, _NO_PAIR, np.int64)
-        self._second: LabelArray = np.full(1024, _NO_PAIR, np.int64)
-        self._why: LabelArray = np.zeros(1024, np.int64)
-        self._count = 1
-        self._has_pairs = False
-        self._why[LOCKED] = 1
-        self.reasons: list[tuple[str, str]] = [("", ""), ("it is a fixed size", "")]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def new(self, count: int) -> LabelArray:
-        """Fresh, distinct labels: an array of length ``count``."""
-        start, end = self._count, self._count + count
-        if end > len(self._parent):
-            room = max(end, 2 * len(self._parent)) - len(self._parent)
-            self._parent = np.concatenate([self._parent, np.zeros(room, np.int64)])
-            self._first = np.concatenate([self._first, np.full(room, _NO_PAIR, np.int64)])
-            self._second = np.concatenate([self._second, np.full(room, _NO_PAIR, np.int64)])
-            self._why = np.concatenate([self._why, np.zeros(room, np.int64)])
-        fresh = np.arange(start, end, dtype=np.int64)
-        self._parent[start:end] = fresh
-        self._count = end
-        return fresh
 
     def fresh(self, size: int, source: int | None = None) -> Dim:
         """A dimension with a fresh label for each index; one of length 1 cannot shrink and is locked."""
         sources = frozenset() if source is None else frozenset((source,))
         return Dim(size, (self.new(size),) if size > 1 else (), sources)
-
-    def find(self, labels: LabelArray) -> LabelArray:
-        """The representative of each label; same shape as ``labels``."""
-        roots = self._parent[labels]
-        above = self._parent[roots]
-        if _equal(above, roots):
-            return roots
-        while not _equal(above, roots):
-            roots, above = above, self._parent[above]
-        self._parent[labels] = roots
-        return roots
 
     def lock(self, dim: Dim, reason: str, where: str = "") -> None:
         """Lock every index of a dimension, for a reason in words and a line of source."""
@@ -118,40 +77,6 @@ class Labels:
             self.reasons.append((reason, where))
             for factor in dim.factors:
                 self.lock_labels(factor, len(self.reasons) - 1)
-
-    def lock_labels(self, labels: LabelArray, reason: int) -> None:
-        """Lock single labels, for the reason of that number; pairs lock both halves."""
-        pending = [labels]
-        while pending:
-            roots = self.find(pending.pop())
-            roots = roots[self._why[roots] == 0]
-            if not roots.size:
-                continue
-            self._why[roots] = reason
-            paired = roots[self._first[roots] != _NO_PAIR]
-            if paired.size:
-                pending += [self._first[paired], self._second[paired]]
-
-    def why(self, labels: LabelArray) -> LabelArray:
-        """For each label the number of a reason that locks it (see ``reasons``), 0 where it is free.
-
-        A pair is locked where both halves are.
-        """
-        roots = self.find(labels)
-        found, latest = self._why[roots], np.zeros(len(roots), np.int64)
-        for _ in range(_DEEPEST_PAIR):
-            paired = (found == 0) & (self._first[roots] != _NO_PAIR)
-            if not np.count_nonzero(paired):
-                break
-            first, second = self.find(self._first[roots[paired]]), self.find(self._second[roots[paired]])
-            closed = self._why[first] > 0
-            open_half = np.where(closed, second, first)
-            halves = np.maximum(self._why[first], self._why[second])
-            latest[paired] = np.maximum(latest[paired], halves)
-            found[paired] = np.where(closed & (self._why[second] > 0), latest[paired], 0)
-            roots = roots.copy()
-            roots[paired] = open_half
-        return found
 
     def unify(self, a: Dim, b: Dim) -> None:
         """Join two dimensions of one length, index by index; a locked side locks the other."""
@@ -185,7 +110,7 @@ class Labels:
     def _is_paired(self, dim: Dim) -> bool:
         """Whether some label of a dimension of one factor stands for a pair."""
         return self._has_pairs and any(
-            np.count_nonzero(self._first[self.find(factor)] != _NO_PAIR) for factor in dim.factors
+            np.count_nonzero(self._first[self.find(factor)] != NO_PAIR) for factor in dim.factors
         )
 
     def _join_factors(self, first: list[LabelArray], second: list[LabelArray]) -> None:
@@ -203,55 +128,6 @@ class Labels:
             self.join(self._combined(first), self._combined(second))
         for factor in first if not second else second if not first else ():
             self.lock_labels(factor, 1)
-
-    def join(self, a: LabelArray, b: LabelArray) -> None:
-        """Make ``a[i]`` and ``b[i]`` one label, for every ``i``; pairs are joined half by half."""
-        pending = [(a, b)]
-        while pending:
-            a, b = pending.pop()
-            merged = self._hook(a, b)
-            if not merged.size:
-                continue
-            reasons = self._why[merged]
-            if np.count_nonzero(reasons):
-                np.maximum.at(self._why, self.find(merged), reasons)
-            if self._has_pairs:
-                pending += self._halves_to_join(merged)
-
-    def _halves_to_join(self, merged: LabelArray) -> list[tuple[LabelArray, LabelArray]]:
-        """The halves of the pairs among labels that ceased to be roots, and those that they now meet."""
-        roots = self.find(merged)
-        pending = []
-        paired = self._first[merged] != _NO_PAIR
-        if np.count_nonzero(paired):
-            old, new = merged[paired], roots[paired]
-            first, second = self._first[old], self._second[old]
-            empty = self._first[new] == _NO_PAIR
-            self._first[new[empty]], self._second[new[empty]] = first[empty], second[empty]
-            pending = [(self._first[new], first), (self._second[new], second)]
-        both = roots[(self._why[roots] > 0) & (self._first[roots] != _NO_PAIR)]
-        for root in both:  # locks reach into pairs; rare
-            self.lock_labels(np.array([self._first[root], self._second[root]]), int(self._why[root]))
-        return pending
-
-    def _hook(self, a: LabelArray, b: LabelArray) -> LabelArray:
-        """Hang larger roots below smaller ones until all pairs agree; the labels that ceased to be roots.
-
-        One label may be named several times.
-        """
-        gone: list[LabelArray] = []
-        while True:
-            ra, rb = self.find(a), self.find(b)
-            differ = ra != rb
-            count = np.count_nonzero(differ)  # `any` and `all` of short arrays take several times as long
-            if not count:
-                return np.concatenate(gone) if gone else np.empty(0, np.int64)
-            a, b = (ra, rb) if count == len(differ) else (ra[differ], rb[differ])
-            low, high = np.minimum(a, b), np.maximum(a, b)
-            np.minimum.at(self._parent, high, low)
-            gone.append(high)
-            if _equal(self._parent[high], low):  # as nearly always: no label met two others
-                return np.concatenate(gone) if len(gone) > 1 else high
 
     def _index_labels(self, dim: Dim) -> LabelArray:
         """One label an index: the factor itself, or pairs of the factors where there are several."""
@@ -276,7 +152,7 @@ class Labels:
         """Labels that stand for a pair of which one half is locked, exchanged for the other half."""
         while self._has_pairs:
             roots = self.find(labels)
-            paired = (self._first[roots] != _NO_PAIR) & (self._why[roots] == 0)
+            paired = (self._first[roots] != NO_PAIR) & (self._why[roots] == 0)
             if not np.count_nonzero(paired):
                 return labels
             first, second = self.find(self._first[roots[paired]]), self.find(self._second[roots[paired]])
@@ -286,21 +162,6 @@ class Labels:
             labels = roots.copy()
             labels[np.flatnonzero(paired)[lone]] = np.where(self._why[first] > 0, second, first)[lone]
         return labels
-
-    def _pair(self, first: LabelArray, second: LabelArray) -> LabelArray:
-        self._has_pairs = True
-        pairs = self.new(len(first))
-        self._first[pairs], self._second[pairs] = first, second
-        return pairs
-
-    def atoms(self) -> LabelArray:
-        """What every label stands for now: a single free label, `LOCKED`, or `PAIRED` where it is a pair.
-
-        One look-up in this table resolves a dimension, unless it has several factors or meets a pair.
-        """
-        roots = self.find(np.arange(self._count))
-        single = np.where(self._first[roots] == _NO_PAIR, roots, PAIRED)
-        return np.where(self._why[roots] == 0, single, LOCKED)
 
     def resolve(self, dim: Dim) -> Dim:
         """The dimension with its factors reduced to single free labels; locked labels read `LOCKED`.
@@ -313,7 +174,7 @@ class Labels:
         level = list(dim.factors)
         depth = 0
         while level:
-            if depth > _DEEPEST_PAIR or len(level) > _WIDEST_LEVEL:  # pairs that contain themselves
+            if depth > DEEPEST_PAIR or len(level) > _WIDEST_LEVEL:  # pairs that contain themselves
                 operator, where = self.place()
                 met = f", as {operator} finds" if operator else ""
                 for factor in level:
@@ -329,7 +190,7 @@ class Labels:
         """One level of pairs: a factor of single labels is done, the halves of pairs go a level down."""
         roots = self.find(factor)
         free = self._why[roots] == 0  # a locked pair has locked halves
-        paired = free & (self._first[roots] != _NO_PAIR)
+        paired = free & (self._first[roots] != NO_PAIR)
         if np.count_nonzero(paired):
             for half in (
                 np.where(paired, self._first[roots], roots),
@@ -399,11 +260,6 @@ class Labels:
         factors = tuple(factor[index] for factor in dim.factors)
         size = len(factors[0]) if factors else len(np.arange(dim.size)[index])
         return Dim(size, factors if size > 1 else (), dim.sources)
-
-
-def _equal(a: LabelArray, b: LabelArray) -> bool:
-    """Whether two arrays of one shape hold the same; for short ones several times quicker than numpy's."""
-    return a.tobytes() == b.tobytes()
 
 
 def _alike(a: LabelArray, b: LabelArray) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.groups import NO_UNIT, Indices
-from secateurs.graph.labels import LOCKED, PAIRED, Dim, Labels
+from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.unions import LOCKED, PAIRED
 
 
 class UnitNumbers:

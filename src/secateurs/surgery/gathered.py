@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import VerifyError
 from secateurs.graph.groups import Indices
-from secateurs.graph.labels import LOCKED, Dim, LabelArray
+from secateurs.graph.labels import Dim
 from secateurs.graph.operators import canonical
 from secateurs.graph.running import (
     Inputs,
@@ -33,6 +33,7 @@ from secateurs.graph.running import (
     results_of,
 )
 from secateurs.graph.tracing import Tracer
+from secateurs.graph.unions import LOCKED, LabelArray
 from secateurs.graph.values import without_masks
 from secateurs.planning.parts import AxisCut
 from secateurs.surgery.following import Call, Follower
