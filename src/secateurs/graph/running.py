@@ -25,6 +25,7 @@ from secateurs.graph.copying import (
     registered_tensors,
     tensors_of,
 )
+from secateurs.graph.einsum import by_letters
 from secateurs.graph.exchange import write_out
 from secateurs.graph.opened import attention_opened
 from secateurs.graph.operators import operator
@@ -110,8 +111,8 @@ def device_of(model: nn.Module) -> torch.device:
 class TracedCalls(TorchFunctionMode):
     """Functions of torch act as they did in the trace, for a model that is run without data again.
 
-    Recurrent layers take few steps. Tensors say that they are on the model's own device, so that code takes
-    its usual path.
+    Recurrent layers take few steps, and einsum goes by its letters. Tensors say that they are on the model's
+    own device, so that code takes its usual path.
 
     Args:
         device: That device.
@@ -125,7 +126,7 @@ class TracedCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         steps = steps_of(func, args)
-        out = call_in_few_steps(func, args, steps) if steps else func(*args, **(kwargs or {}))
+        out = call_in_few_steps(func, args, steps) if steps else by_letters(func)(*args, **(kwargs or {}))
         return self._device if func == DEVICE and out.type == "meta" else out
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.copying import is_parameter, modules_of, registered_tensors, tensors_of
+from secateurs.graph.einsum import by_letters
 from secateurs.graph.expressions import Attribute
 from secateurs.graph.integers import Statement, size_lists, traced_in, unflattened_sizes
 from secateurs.graph.labels import Dim
@@ -329,7 +330,9 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         self._tracer.enter_call(func, args, kwargs)
         steps = steps_of(func, args)
-        out = self._tracer.recur(func, args, steps) if steps else func(*args, **kwargs)
+        called = by_letters(func)
+        self._tracer.acts_on_calls |= called is not func
+        out = self._tracer.recur(func, args, steps) if steps else called(*args, **kwargs)
         self._tracer.leave_call(func, args, kwargs)
         if func is Tensor.numel or func is torch.numel:
             return self._tracer.count(args[0] if args else kwargs["input"])
