@@ -38,7 +38,8 @@ def draw_all(before: Row, after: Row, rows: Sequence[Row], folder: Path, *, name
     """
     total = [LayerCut(**layer) for layer in _summed(rows)]
     cuts = sum(row["iteration"] is not None for row in rows)
-    removed_chart(total, folder / "removed.png", title=f"{name}, all {cuts} cuts")
+    counted = "one cut" if cuts == 1 else f"all {cuts} cuts"
+    removed_chart(total, folder / "removed.png", title=f"{name}, {counted}")
     title = f"{name} on {Path(data).name}"
     before_after_chart(before, after, folder / "before-after.png", title=title)
     accuracy_chart(before["val_accuracy"], rows, folder / "accuracy.png", title=title)

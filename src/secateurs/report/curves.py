@@ -46,7 +46,7 @@ def sensitivity_chart(
             axes.plot(ratios, heights, ".-", color=colours(place), linewidth=1.1, markersize=4, label=label)
         axes.axhline(100 * (accuracy - max_drop), color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         label = f"{100 * max_drop:g} point{'' if max_drop == 0.01 else 's'} lost"
-        axes.text(1, 100 * (accuracy - max_drop), label, va="top", fontsize=8, color=SOFT)
+        axes.text(99, 100 * (accuracy - max_drop), label, ha="right", va="top", fontsize=8, color=SOFT)
         axes.set_xlim(0, 100)
         axes.set_xlabel("units of the group that left, %")
         axes.set_ylabel("validation accuracy, no retraining, %")
