@@ -13,10 +13,11 @@ from torch import Tensor, nn
 import secateurs
 from secateurs import Budget, Graph, Plan
 from secateurs.errors import PlanError
-from secateurs.graph.counts import CountConstraint, Counted, CountSystem
+from secateurs.graph.counts import CountConstraint, Counted
 from secateurs.graph.expressions import Attribute, Constant, Length, Operation, in_words, solve
 from secateurs.graph.integers import Book, Traced
 from secateurs.graph.labels import Dim
+from secateurs.graph.settling import CountSystem
 
 
 class WidthOverHeads(nn.Module):

@@ -15,7 +15,8 @@ from torch import nn
 
 from secateurs.graph.copying import registered_tensors
 from secateurs.graph.cost import Cost, CostModel
-from secateurs.graph.counts import CountCondition, CountConstraint, CountSystem, Rescaling, SizeTie
+from secateurs.graph.counts import CountCondition, CountConstraint, Rescaling, SizeTie
+from secateurs.graph.settling import CountSystem
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
 Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim", "branch"]
