@@ -290,6 +290,32 @@ def test_a_constant_is_cut_where_it_is_there_already(was_called: bool) -> None:
     assert [group.name for group in graph.groups] == (["first"] if was_called else [])
 
 
+class GrownAtTheFirstCall(nn.Module):
+    """A buffer that no file holds, of one entry until the first pass knows how many tokens there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("places", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.places) != x.shape[1]:
+            self.places = torch.arange(1.0, 1.0 + x.shape[1])
+        return self.last(self.first(x).relu() * self.places[:, None])
+
+
+@pytest.mark.parametrize("called", ["neither", "traced", "cut"])
+def test_a_buffer_that_grows_at_the_first_call_does_not_tell_models_apart(called: str) -> None:
+    model, other, x = GrownAtTheFirstCall().eval(), GrownAtTheFirstCall().eval(), torch.randn(2, 5, 4)
+    other.load_state_dict(model.state_dict())
+    if called != "neither":
+        (model if called == "traced" else other)(x)
+    plan = Plan.of(secateurs.trace(model, x), {"first": [0, 3]})
+    small = secateurs.apply(other, plan)
+    assert small.first.out_features == 4
+    secateurs.verify(other, small, plan, x).raise_if_failed()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes_are_kept(dtype: torch.dtype) -> None:
     model = build(models.PlainVgg).to(dtype)

@@ -104,6 +104,15 @@ def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
     return _registered(modules_of(model))
 
 
+def unsaved_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that the ``state_dict`` leaves out."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in modules_of(model)
+        for name in module._non_persistent_buffers_set
+    }
+
+
 def _registered(modules: Sequence[tuple[str, nn.Module]]) -> dict[str, Tensor]:
     named: dict[int, tuple[str, Tensor]] = {}
     for held in ("_parameters", "_buffers"):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from secateurs.graph.copying import registered_tensors
+from secateurs.graph.copying import registered_tensors, unsaved_buffers
 from secateurs.graph.cost import Cost, CostModel
 from secateurs.graph.counts import CountCondition, CountConstraint, Rescaling, SizeTie
 from secateurs.graph.settling import CountSystem
@@ -232,10 +232,13 @@ def removed_places(units: Sequence[Indices], gone: npt.NDArray[np.bool_], size: 
 def fingerprint_of(model: nn.Module) -> str:
     """A short hash of names and shapes of a model's parameters and buffers.
 
-    It is the same for every instance of one architecture: constants, which the first forward pass may make,
-    do not count.
+    It is the same for every instance of one architecture: constants and buffers that the ``state_dict``
+    leaves out, which the first forward pass may make, do not count.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in registered_tensors(model).items()}
+    unsaved = unsaved_buffers(model)
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in registered_tensors(model).items() if name not in unsaved
+    }
     text = ";".join(f"{name}:{shape}" for name, shape in sorted(shapes.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
