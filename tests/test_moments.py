@@ -13,6 +13,7 @@ from torch.nn import functional
 from secateurs.errors import TrainingError
 from secateurs.recovery.moments import Moments, sampled
 from secateurs.recovery.readers import reader_of
+from secateurs.recovery.samples import Samples, are_few
 
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "linear": (functional.linear, (5, 7, 6), (4, 6), {}),
@@ -47,11 +48,11 @@ def test_rows_times_matrix_is_what_the_call_gives(name: str) -> None:
     result = call(x, weight, **options)
     reader = reader_of(call, (x, weight), options)
     assert reader is not None
-    assert (reader.outputs, reader.positions(result)) == (
+    assert (reader.outputs, reader.positions(result.shape)) == (
         result.shape[reader.channel],
         result.numel() // reader.outputs,
     )
-    places = torch.randperm(reader.positions(result))[:20]
+    places = torch.randperm(reader.positions(result.shape))[:20]
     given = reader.rows(places) @ reader.matrix().mT  # (G, n, C)
     torch.testing.assert_close(given.movedim(0, 1).flatten(1), reader.at(result, places))
     assert reader.matrix().shape[2] == reader.columns
@@ -114,6 +115,47 @@ def test_dead_and_doubled_columns_have_a_solution() -> None:
     assert moments.error(weights, bias).max() < 1e-6
     with pytest.raises(TrainingError, match="gave no batch"):
         Moments(2, 1).solve()
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("columns", [9, 2300])  # fewer than rows, and more than are in float64 at once
+def test_rows_and_products_of_columns_give_the_same(intercept: bool, columns: int) -> None:
+    rows, targets = torch.randn(2, 60, columns).double() + 2, torch.randn(2, 60, 3).double() - 1
+    samples, moments = Samples(columns, 3, groups=2), Moments(columns, 3, groups=2)
+    for part in (slice(0, 25), slice(25, 60)):
+        for each in (samples, moments):
+            each.add(rows[:, part], targets[:, part])
+    weights, bias = samples.solve(0.05, intercept=intercept)
+    torch.testing.assert_close((weights, bias), moments.solve(0.05, intercept=intercept))
+    torch.testing.assert_close(samples.error(weights, bias), moments.error(weights, bias))
+    torch.testing.assert_close(samples.constants(weights), moments.constants(weights))
+    few = slice(3, 8)
+    torch.testing.assert_close(samples.given(weights[:, :, few], few), moments.given(weights[:, :, few], few))
+    assert samples.count == moments.count == 60
+    assert samples.nbytes == 8 * 2 * 60 * (columns + 3 + 2 * 60 + 3)
+
+
+def test_a_ridge_on_few_rows_is_that_of_lstsq() -> None:
+    rows, targets = torch.randn(20, 50) + 1, torch.randn(20, 2).double()
+    samples = Samples(50, 2)
+    samples.add(rows, targets)
+    weights, bias = samples.solve(0.1)
+    assert weights.dtype == torch.float32
+    centred = rows.double() - rows.double().mean(0)
+    pull = 0.1 * centred.square().sum(0).mean()
+    system = torch.cat([centred, pull.sqrt() * torch.eye(50)])
+    best = torch.linalg.lstsq(system, torch.cat([targets - targets.mean(0), torch.zeros(50, 2)])).solution
+    torch.testing.assert_close(weights[0].T.double(), best, atol=1e-6, rtol=1e-5)
+    apart = rows.double() @ weights[0].T.double() + bias - targets
+    torch.testing.assert_close(samples.error(weights, bias)[0], apart.square().mean(0))
+    torch.testing.assert_close(apart.mean(0), torch.zeros(2).double(), atol=1e-6, rtol=0)
+    with pytest.raises(TrainingError, match="gave no batch"):
+        Samples(2, 1).solve()
+
+
+def test_rows_are_kept_where_they_take_less_than_products() -> None:
+    assert are_few(rows=1 << 20, columns=8193) and not are_few(rows=1 << 20, columns=8192)
+    assert are_few(rows=100, columns=200) and not are_few(rows=101, columns=200)
 
 
 def test_positions_are_drawn_without_repetition() -> None:

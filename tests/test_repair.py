@@ -363,13 +363,65 @@ def test_variants_of_batch_norm_are_batch_norms(variant: str, how: str) -> None:
     torch.testing.assert_close(small[3].running_var, seen.var((0, 2, 3)), atol=1e-4, rtol=1e-3)  # type: ignore[index]
 
 
-def test_equations_that_are_too_wide_are_left_to_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_rows_that_are_kept_give_what_products_of_columns_give(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, by_rows, plan, inputs = prepared(name)
+    by_products = secateurs.apply(model, plan)
+    done = []
+    for small, few in ((by_rows, True), (by_products, False)):
+        monkeypatch.setattr("secateurs.recovery.fitting.are_few", lambda rows, columns, few=few: few)
+        done.append(repair(model, small, plan, inputs.split(7), ridge=0.01))
+    for one, other in zip(*(each.layers for each in done), strict=True):
+        assert (one.name, one.what) == (other.name, other.what)
+        assert (one.before, one.after) == pytest.approx((other.before, other.after), rel=1e-4, abs=1e-7)
+    for one, other in zip(by_rows.state_dict().values(), by_products.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_that_are_too_wide_together_are_fitted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateurs.recovery.layout.WIDEST", 50)
     model, small, plan, inputs = prepared("in place")
     done = repair(model, small, plan, [inputs])
-    assert "more than 50; its constants are repaired" in done.left["conv2.weight"]
-    what = {layer.name: layer.what for layer in done.layers}
-    assert what == {"conv1.weight": "constant", "conv2.weight": "constant", "short.weight": "weights"}
+    assert not done.left
+    assert [layer.what for layer in done.layers] == ["weights"] * 3
+
+
+class FlattenedMaps(nn.Module):
+    """A linear layer reads 9,216 values, more than there are images: 24 x 24 pixels of 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc, self.last = conv(3, 16), nn.Linear(16 * 24 * 24, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.fc(self.first(x).relu().flatten(1)).relu())
+
+
+def test_a_layer_behind_flattened_maps_is_fitted_for_images_that_it_has_not_seen() -> None:
+    model = ready(FlattenedMaps())
+    images = functional.interpolate(torch.randn(160, 3, 3, 3), size=24, mode="bilinear")
+    seen, others = images[:80], images[80:]
+    plan, small = cut(model, images[:2], {"first": [0, 3, 5, 6]})
+    constants = secateurs.apply(model, plan)
+    repair(model, constants, plan, seen.split(16), how="compensate")
+    done = repair(model, small, plan, seen.split(16))
+    assert (done.layers[0].name, done.layers[0].what) == ("fc.weight", "weights")
+    assert not done.left and done.peak_bytes < 64 << 20  # the products of 6,912 columns would take 364 MiB
+    assert missed(model, small, others) < 0.5 * missed(model, constants, others)
+    with torch.no_grad():
+        kept = [channel for channel in range(16) if channel not in (0, 3, 5, 6)]
+        rows = model.first(seen).relu()[:, kept].flatten(1).double()
+        old = secateurs.apply(model, plan).fc.weight.double()
+        gap = model.fc(model.first(seen).relu().flatten(1)).double() - rows @ old.T - model.fc.bias
+    centred = rows - rows.mean(0)
+    ridge = 1e-3 * 16 * rows.shape[1] / 80
+    pull = (ridge * centred.square().sum(0).mean()).sqrt()
+    basis = torch.linalg.svd(centred, full_matrices=False).Vh  # nothing outside it is fitted
+    system = torch.cat([centred @ basis.T, pull * torch.eye(len(basis))])
+    best = torch.linalg.lstsq(system, torch.cat([gap - gap.mean(0), torch.zeros(len(basis), 32)])).solution
+    torch.testing.assert_close(small.fc.weight.double(), old + best.T @ basis, atol=1e-6, rtol=1e-4)
 
 
 class TiedReaders(nn.Module):

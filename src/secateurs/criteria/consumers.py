@@ -57,8 +57,8 @@ class Consumers:
 
         def see(call: int, reader: Reader, result: Tensor) -> None:
             if call in self._reads:
-                most = min(max(_ROWS, 2 * reader.columns), ROWS)
-                self._place(call, reader).take(reader, sampled(reader.positions(result), self._chance, most))
+                most, count = min(max(_ROWS, 2 * reader.columns), ROWS), reader.positions(result.shape)
+                self._place(call, reader).take(reader, sampled(count, self._chance, most))
 
         def arrive(call: int, result: Any) -> None:
             for reader in points.get(call, ()):

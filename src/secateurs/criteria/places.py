@@ -80,7 +80,7 @@ class Place:
 
     def moments(self, centred: bool) -> Tensor:
         """``(G, K, K)`` mean products of the columns."""
-        return self._moments.covariance() if centred else self._moments.products / self._moments.count
+        return self._moments.covariance(centred=centred)
 
     def regressions(self, read: UnitRead, group: Group, *, centred: bool) -> list[Regression]:
         """The problems of one group of units, one for each group of a convolution that reads any.

@@ -17,6 +17,7 @@ from secateurs.recovery.chains import Chain, Norm
 from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
 from secateurs.recovery.passes import Reading
 from secateurs.recovery.readers import Reader
+from secateurs.recovery.samples import MOST_ROWS, Samples, are_few
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,12 +52,14 @@ class Fit:
         kept: ``(C,)``: which of the original's channels at the point the smaller network has.
         factors: ``(C,)``: what the cut multiplied them by.
         weights: Whether weights are refitted, or constants alone.
+        positions: Positions that the first batch has at the point.
     """
 
     links: tuple[Link, ...]
     kept: Tensor
     factors: Tensor
     weights: bool
+    positions: int
 
     @property
     def point(self) -> int:
@@ -97,24 +100,30 @@ class Solution:
 
 
 class Equations:
-    """The sums of one fit over all batches.
+    """What one fit knows of all batches: sums, or the rows themselves where columns are more than rows.
 
     Args:
         fit: What is fitted.
         device: Where the sums are kept.
-        batches: How many batches there will be.
+        batches: How many batches there will be, of all processes.
+        positions: How many positions they have, about.
     """
 
-    def __init__(self, fit: Fit, device: torch.device, batches: int) -> None:
-        outputs = len(fit.kept)
-        self.fit, self._rows = fit, rows_wanted(fit.columns, batches)
-        self.missing = Moments(fit.columns, outputs // fit.groups, groups=fit.groups, device=device)
-        self.wanted = Moments(0, outputs, device=device)
+    def __init__(self, fit: Fit, device: torch.device, batches: int, positions: int) -> None:
+        outputs, rows = len(fit.kept), rows_wanted(fit.columns, batches)
+        self.missing: Moments | Samples
+        if fit.weights and are_few(min(positions, rows * batches), fit.columns):
+            rows = min(rows, max(MOST_ROWS // batches, 1))
+            self.missing = Samples(fit.columns, outputs // fit.groups, groups=fit.groups)
+        else:
+            self.missing = Moments(fit.columns, outputs // fit.groups, groups=fit.groups, device=device)
+        self._values = Moments(0, 2 * outputs, device=device)  # the original's, and what is missing of them
+        self.fit, self._rows = fit, rows
 
     @property
     def nbytes(self) -> int:
         """Bytes that the sums take."""
-        return self.missing.nbytes + self.wanted.nbytes
+        return self.missing.nbytes + self._values.nbytes
 
     def add(
         self, original: Tensor, smaller: Tensor, readings: dict[int, Reading], chance: torch.Generator
@@ -128,12 +137,12 @@ class Equations:
             chance: Draws the positions.
         """
         reader = self.fit.links[0].reader
-        count = reader.positions(smaller)
+        count = reader.positions(smaller.shape)
         places = sampled(count, chance, self._rows) if self.fit.weights else torch.arange(count)
         aim = reader.at(original, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
         aim = aim * self.fit.factors.to(aim)
         missing = aim - reader.at(smaller, places).double()
-        self.wanted.add(aim[:, :0], aim)
+        self._values.add(aim[:, :0], torch.cat([aim, missing], 1))
         read = [readings[link.chain.call].reader for link in self.fit.links if self.fit.weights]
         rows = torch.cat([each.rows(places) for each in read], 2) if read else missing[:, :0]  # (G, n, K)
         groups = self.fit.groups
@@ -142,7 +151,7 @@ class Equations:
     def reduce(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes."""
         self.missing.reduce(accelerator)
-        self.wanted.reduce(accelerator)
+        self._values.reduce(accelerator)
 
     def solve(self, ridge: float) -> Solution:
         """The best correction; never worse than none, on the positions that were read."""
@@ -150,18 +159,14 @@ class Equations:
         few = A_COLUMN * self.fit.columns / max(self.missing.count, 1)  # positions that are not there
         weights, bias = self.missing.solve(ridge * max(1.0, few), intercept=self.fit.can_shift)
         parts = weights.split([link.reader.columns for link in links], 2) if self.fit.weights else ()
-        parts = tuple(
-            part * (link.gain != 0).view(part.shape[0], -1, 1)  # nothing comes through a scale of zero
-            for part, link in zip(parts, links, strict=False)
-        )
-        weights = torch.cat(parts, 2) if parts else weights
+        for part, link in zip(parts, links, strict=False):
+            part.mul_((link.gain != 0).view(part.shape[0], -1, 1))  # nothing comes through a scale of zero
         if self.fit.can_shift:  # for the weights that are left
-            bias = (
-                self.missing.targets - (weights @ self.missing.rows[:, :, None])[:, :, 0]
-            ) / self.missing.count
-        spread = self.wanted.squares - self.wanted.targets.square() / self.wanted.count
-        whole = max(float(spread.sum()) / self.wanted.count, 1e-30)
-        before = float(self.missing.squares.sum()) / self.missing.count / whole
+            bias = self.missing.constants(weights)
+        power = (self._values.squares / self._values.count).view(2, -1)
+        spread = power[0] - (self._values.targets / self._values.count).view(2, -1)[0].square()
+        whole = max(float(spread.sum()), 1e-30)
+        before = float(power[1].sum()) / whole
         after = float(self.missing.error(weights, bias).sum()) / whole
         return Solution(weights=parts, bias=bias.flatten(), before=before, after=after)
 
@@ -188,9 +193,8 @@ def write(equations: Equations, solution: Solution) -> None:
 
 
 def _write_plainly(link: Link, missing: Tensor) -> None:
-    old = link.reader.matrix().double()  # (G, C, K)
-    gain = torch.where(link.gain == 0, 1.0, link.gain).view(old.shape[0], -1, 1)
-    _set(link, old + missing / gain)
+    gain = torch.where(link.gain == 0, 1.0, link.gain).view(missing.shape[0], -1, 1)
+    link.reader.weight.data += link.reader.unfolded(missing / gain.to(missing))
 
 
 def _set(link: Link, matrix: Tensor) -> None:
@@ -199,7 +203,7 @@ def _set(link: Link, matrix: Tensor) -> None:
 
 
 def _write_with_norm(
-    link: Link, norm: Norm, missing: Tensor, constant: Tensor, moments: Moments, columns: slice
+    link: Link, norm: Norm, missing: Tensor, constant: Tensor, rows: Moments | Samples, columns: slice
 ) -> None:
     """A layer and the batch norm behind it, whose statistics become those of the layer's new outputs.
 
@@ -220,11 +224,10 @@ def _write_with_norm(
     bias = torch.zeros_like(constant) if link.reader.bias is None else link.reader.bias.detach().double()
     assert norm.weight is not None and norm.bias is not None
     gives = norm.bias.detach().double() + norm.scale * (bias - norm.mean.double()) + constant / onward  # c
-    spread = moments.covariance()[:, columns, columns]
-    var = ((new @ spread) * new).sum(2).flatten().clamp(min=0) * moments.count / max(moments.count - 1, 1)
+    mean, var = (each.flatten() for each in rows.given(new, columns))
     _set(link, new)
-    norm.mean.copy_((new @ moments.mean()[:, columns, None]).flatten() + bias)
-    norm.var.copy_(var)
+    norm.mean.copy_(mean + bias)
+    norm.var.copy_(var * rows.count / max(rows.count - 1, 1))
     norm.weight.data.copy_(inner * (norm.var.double() + norm.eps).sqrt())
     norm.bias.data.copy_(gives + inner * (norm.mean.double() - bias))
 

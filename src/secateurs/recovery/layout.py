@@ -90,22 +90,16 @@ def _together(links: list[Link], small: Recorder) -> dict[tuple[int, int, int], 
 
 
 def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
-    """One fit where the equations are not too wide, else one for each layer, or of constants alone."""
+    """One fit; or one for each layer, where the equations of all together would be too wide."""
     kept, factors = search.rows[links[0].name]
-    if not weights:
-        fit = Fit(links=tuple(links), kept=kept, factors=factors, weights=False)
-        if fit.can_shift:
-            return [fit]
-        search.left |= {link.name: "nothing behind it can hold a constant" for link in links}
-        return []
-    if sum(link.reader.columns for link in links) <= WIDEST:
-        return [Fit(links=tuple(links), kept=kept, factors=factors, weights=True)]
-    if len(links) > 1:
+    if weights and len(links) > 1 and sum(link.reader.columns for link in links) > WIDEST:
         return [fit for link in links for fit in _fits([link], search, weights)]
-    search.left[links[0].name] = (
-        f"it reads {links[0].reader.columns} values at once, more than {WIDEST}; its constants are repaired"
-    )
-    return _fits(links, search, weights=False)
+    positions = links[0].reader.positions(search.small.shape(links[0].chain.point))
+    fit = Fit(links=tuple(links), kept=kept, factors=factors, weights=weights, positions=positions)
+    if weights or fit.can_shift:
+        return [fit]
+    search.left |= {link.name: "nothing behind it can hold a constant" for link in links}
+    return []
 
 
 class _Search:

@@ -21,6 +21,7 @@ ROWS = 4096  # positions of one batch that enter one set of normal equations
 _LEAST = 1 << 15  # positions of all batches, where they are read for a fit
 A_COLUMN = 16  # the same for each column: what a fit errs by falls with its inverse
 WIDEST = 8192  # columns of normal equations: 512 MiB of products, and minutes to solve
+_ALL = slice(None)
 
 
 class Moments:
@@ -74,12 +75,12 @@ class Moments:
             rows: ``(n, K)``, or ``(G, n, K)`` for several groups.
             targets: ``(n, C)`` or ``(G, n, C)``; only where there are outputs.
         """
-        x = _grouped(rows, self.rows)  # (G, n, K)
+        x = grouped(rows).to(self.rows)  # (G, n, K)
         self.count += x.shape[1]
         self.rows += x.sum(1)
         self.products += x.mT @ x
         if targets is not None:
-            t = _grouped(targets, self.rows)  # (G, n, C)
+            t = grouped(targets).to(self.rows)  # (G, n, C)
             self.targets += t.sum(1)
             self.cross += x.mT @ t
             self.squares += t.square().sum(1)
@@ -93,14 +94,29 @@ class Moments:
         for each in self._sums():
             each.copy_(accelerator.reduce(each.to(accelerator.device), "sum"))
 
-    def covariance(self) -> Tensor:
-        """``(G, K, K)``: the covariance of the rows, divided by their count."""
-        mean = self.mean()
-        return self.products / self._counted() - mean[:, :, None] * mean[:, None, :]
-
     def mean(self) -> Tensor:
         """``(G, K)``: the mean of the rows."""
         return self.rows / self._counted()
+
+    def covariance(self, *, centred: bool = True) -> Tensor:
+        """``(G, K, K)``: the covariance of the rows, divided by their count; else their mean products."""
+        spread, mean = self.products / self._counted(), self.mean()
+        return spread.sub_(mean[:, :, None] * mean[:, None, :]) if centred else spread
+
+    def given(self, weights: Tensor, columns: slice = _ALL) -> tuple[Tensor, Tensor]:
+        """Mean and variance of ``weights @ row``, both ``(G, C)``.
+
+        Args:
+            weights: ``(G, C, k)``.
+            columns: The ``k`` columns that they belong to.
+        """
+        spread = self.covariance()[:, columns, columns]
+        mean = (weights @ self.mean()[:, columns, None])[:, :, 0]
+        return mean, ((weights @ spread) * weights).sum(2).clamp(min=0)
+
+    def constants(self, weights: Tensor) -> Tensor:
+        """``(G, C)``: the best bias beside ``weights``, which are ``(G, C, K)``."""
+        return self.targets / self._counted() - (weights @ self.mean()[:, :, None])[:, :, 0]
 
     def solve(self, ridge: float = 0.0, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """The weights and the bias that give the targets best.
@@ -116,17 +132,11 @@ class Moments:
         Returns:
             ``(G, C, K)`` and ``(G, C)``; the bias is zero without an intercept.
         """
-        wanted, spread = self.cross / self._counted(), self.products / self._counted()
-        if intercept:
-            mean, aim = self.mean(), self.targets / self._counted()
-            spread = spread - mean[:, :, None] * mean[:, None, :]
-            wanted = wanted - mean[:, :, None] * aim[:, None, :]
+        spread, wanted = self.covariance(centred=intercept), self._shared(centred=intercept)
         pull = (ridge * spread.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-30)  # (G,)
         spread.diagonal(dim1=1, dim2=2).add_(pull[:, None])
-        weights = _solved(spread, wanted).mT  # (G, C, K)
-        if not intercept:
-            return weights, torch.zeros_like(self.targets)
-        return weights, aim - (weights @ mean[:, :, None])[:, :, 0]
+        weights = solved(spread, wanted).mT  # (G, C, K)
+        return weights, self.constants(weights) if intercept else torch.zeros_like(self.targets)
 
     def error(self, weights: Tensor, bias: Tensor) -> Tensor:
         """``(G, C)``: the mean squared error of ``weights @ row + bias``.
@@ -135,13 +145,15 @@ class Moments:
             weights: ``(G, C, K)``.
             bias: ``(G, C)``.
         """
-        count = self._counted()
-        spread, mean = self.products / count, self.mean()
-        given = ((weights @ spread) * weights).sum(2) + bias * (
-            2 * (weights @ mean[:, :, None])[:, :, 0] + bias
-        )
-        both = (weights * (self.cross / count).mT).sum(2) + bias * self.targets / count
-        return (self.squares / count - 2 * both + given).clamp(min=0)
+        spread = self.squares / self._counted() - (self.targets / self._counted()).square()
+        both = (weights * self._shared(centred=True).mT).sum(2)
+        off = self.constants(weights) - bias
+        return (spread - 2 * both + self.given(weights)[1] + off.square()).clamp(min=0)
+
+    def _shared(self, *, centred: bool) -> Tensor:
+        """``(G, K, C)``: the covariance of rows and targets; their mean products otherwise."""
+        shared, aim = self.cross / self._counted(), self.targets / self._counted()
+        return shared.sub_(self.mean()[:, :, None] * aim[:, None, :]) if centred else shared
 
     def _sums(self) -> tuple[Tensor, ...]:
         return (self.rows, self.products, self.targets, self.cross, self.squares)
@@ -169,12 +181,12 @@ def sampled(count: int, chance: torch.Generator, rows: int = ROWS) -> Tensor:
     return torch.randperm(count, generator=chance)[:rows]
 
 
-def _grouped(values: Tensor, like: Tensor) -> Tensor:
-    values = values.to(like)
+def grouped(values: Tensor) -> Tensor:
+    """``(G, n, length)``, also of the ``(n, length)`` of a single group."""
     return values if values.dim() == 3 else values[None]
 
 
-def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+def solved(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve a positive system; one that rounding made indefinite is solved in the least-squares sense."""
     if not matrix.numel():
         return right

@@ -128,9 +128,9 @@ class Reader:
             else result[None]
         )
 
-    def positions(self, result: Tensor) -> int:
-        """How many positions a tensor of the result's shape has."""
-        return result.numel() // max(int(result.shape[self.channel]), 1)
+    def positions(self, shape: torch.Size) -> int:
+        """How many positions a result of a shape has."""
+        return shape.numel() // max(int(shape[self.channel]), 1)
 
     def _windows(self) -> Tensor:
         """Every window of the source, as a view of it or of a padded copy."""
@@ -189,7 +189,7 @@ class Watching(TorchFunctionMode):
         >>> moments = {}
         >>> def see(call, reader, result):
         ...     found = moments.setdefault(call, Moments(reader.columns, groups=reader.groups))
-        ...     found.add(reader.rows(torch.arange(reader.positions(result))))
+        ...     found.add(reader.rows(torch.arange(reader.positions(result.shape))))
         >>> from secateurs.recovery.moments import Moments
         >>> net, x = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), torch.ones(2, 3)
         >>> with torch.no_grad(), Watching(see):

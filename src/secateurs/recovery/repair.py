@@ -21,7 +21,7 @@ from secateurs.recovery.batch_norm import norms_of, reestimate
 from secateurs.recovery.fitting import Equations, Fit, Solution, correct, write
 from secateurs.recovery.layout import Layout, lay_out
 from secateurs.recovery.passes import SuspendedPass
-from secateurs.recovery.surroundings import on_device
+from secateurs.recovery.surroundings import on_device, summed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -152,10 +152,7 @@ def repair(
         job = _Repairing(model, smaller, inputs, seed, memory, accelerator)
         layout = lay_out(model, smaller, plan, inputs[0], weights=how == "reconstruct")
         layers = job.statistics(layout) if how == "batch-norm" else job.fit(layout, ridge)
-    images = sum(_examples(each) for each in job.used)
-    if accelerator is not None and accelerator.num_processes > 1:
-        count = torch.tensor([images], device=accelerator.device)
-        images = int(accelerator.reduce(count, "sum").item())
+        images = job.of_all(sum(_examples(each) for each in job.used))
     return Repair(
         how=how,
         layers=tuple(layers),
@@ -202,7 +199,8 @@ class _Repairing:
             for place, fit in enumerate(layout.fits):
                 most = min(layout.held[: place + 1])  # who has come so far stays
                 joined = pairs[: max(1, self.memory // max(most, 1))]
-                equations = Equations(fit, device_of(self.smaller), len(joined) * processes)
+                positions = self.of_all(len(joined) * fit.positions)
+                equations = Equations(fit, device_of(self.smaller), len(joined) * processes, positions)
                 for pair in joined:
                     pair.show(equations, layout.fits[place:])
                 if self.accelerator is not None:
@@ -218,6 +216,10 @@ class _Repairing:
                 pair.close()
         self.used = self.inputs[: len(joined)]
         return done
+
+    def of_all(self, count: int) -> int:
+        """A number added up over all processes."""
+        return count if self.accelerator is None else int(summed([count], self.accelerator)[0])
 
 
 class _Pair:
