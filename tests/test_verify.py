@@ -256,3 +256,56 @@ def test_a_rule_that_forgets_a_parameter_cannot_be_cut(monkeypatch: pytest.Monke
     model = build(models.PlainVgg)
     graph = secateurs.trace(model, model.example())
     assert all(part.parameter != "conv1.weight" for group in graph.groups for part in group.slices)
+
+
+class Detector(nn.Module):
+    """Ranks rows by a score; rows that hold the same numbers in another order differ by rounding alone."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most = most
+        self.first, self.last = nn.Linear(32, 32, bias=False), nn.Linear(32, 1, bias=False)
+        nn.init.eye_(self.first.weight)
+        nn.init.ones_(self.last.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.last(self.first(x)).squeeze(1)
+        order = scores.argsort(descending=True) if self.most is None else scores.topk(self.most).indices
+        return x[order]
+
+
+@pytest.mark.parametrize("most", [None, 30])
+def test_what_rounding_alone_would_decide_otherwise_is_decided_alike(most: int | None) -> None:
+    model, lost = Detector(most).eval(), 11
+    values = torch.randn(32 - lost, dtype=torch.float64)
+    rows = [torch.cat([torch.zeros(lost), values[torch.randperm(len(values))]]) for _ in range(100)]
+    x = torch.stack(rows)
+    plan = Plan.of(secateurs.trace(model.double(), x), {"first": list(range(lost))})
+    small = secateurs.apply(model, plan)
+    assert not torch.equal(small(x), model(x))  # although the units that left were zero
+    assert secateurs.verify(model, small, plan, x).max_error == 0
+    with torch.no_grad():
+        small.last.weight[0, 3] = 2.0
+    assert not secateurs.verify(model, small, plan, x).ok
+
+
+class Threshold(nn.Module):
+    """As many outputs as scores above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.last(self.first(x).relu()).squeeze(1)
+        return scores[scores > 0]
+
+
+def test_a_cut_that_changes_how_many_outputs_there_are_is_compared() -> None:
+    model, x = Threshold().eval(), torch.randn(50, 4)
+    with torch.no_grad():
+        model.last.weight[0] = torch.tensor([4.0, -1.0, -1.0, -1.0, -1.0, -1.0])
+    plan = Plan.of(secateurs.trace(model, x), {"first": [0]})
+    report = secateurs.verify(model, secateurs.apply(model, plan), plan, x)
+    assert report.ok and report.effect == float("inf")
+    assert "changed how many outputs there are" in str(report)

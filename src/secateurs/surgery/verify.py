@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Literal
 
 import numpy as np
@@ -23,9 +24,10 @@ from secateurs.graph.running import Inputs
 from secateurs.planning.parts import AxisCut, RowScale
 from secateurs.planning.plan import Plan
 from secateurs.surgery.apply import apply, check_fits, rescaled
+from secateurs.surgery.decisions import Decisions
 from secateurs.surgery.gathered import NotGathered, run_gathered
 from secateurs.surgery.silence import silencing, zeroed
-from secateurs.surgery.wide import in_wide, run_wide
+from secateurs.surgery.wide import deciding, in_wide, run_wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class VerifyReport:
         max_error: Largest absolute difference between the outputs of the two.
         scale: Largest absolute value of the outputs of the original without the units.
         effect: Largest absolute difference that leaving them out made to the original's outputs; where it is
-            0, the comparison proves little.
+            0, the comparison proves little. Infinite where their number changed, such as that of boxes.
         tolerance: Largest relative error (`max_error` / `scale`) that counts as rounding.
         way: How the original went without the units: ``silenced``, or ``gathered`` where an operator mixes
             them.
@@ -80,10 +82,13 @@ class VerifyReport:
             return f"verify failed: {self.problem}"
         verdict = "verified" if self.ok else "verify failed"
         verb = "silencing" if self.way == "silenced" else "gathering"
+        changed = (
+            f"the outputs by {self.effect:.3g}" if isfinite(self.effect) else "how many outputs there are"
+        )
         text = (
             f"{verdict}: pruned and {self.way} output differ by {self.max_error:.3g} "
             f"at scale {self.scale:.3g} (tolerance {self.tolerance:g} relative); "
-            f"{verb} changed the outputs by {self.effect:.3g}"
+            f"{verb} changed {changed}"
         )
         if self.unproved:
             name, reason = next(iter(self.unproved.items()))
@@ -136,8 +141,9 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
     """
     check_fits(original, plan)
     mixed = {group.name: group.mixed_by for group in plan.groups if group.mixed_by}
-    without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs)
-    after = run_wide(pruned, inputs, "the pruned model")
+    decisions = Decisions()
+    without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs, decisions)
+    after = run_wide(pruned, inputs, "the pruned model", forward=deciding(decisions, is_first=False))
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (without.outputs, after)]
     problem = f"output shapes {shapes[1]} instead of {shapes[0]}" if shapes[0] != shapes[1] else ""
     finite = [[t.isfinite() for t in outputs] for outputs in (without.outputs, after)]
@@ -146,7 +152,7 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
     return VerifyReport(
         max_error=float("nan") if problem else _largest_difference(without.outputs, after),
         scale=_largest_difference(without.outputs, [torch.zeros_like(t) for t in without.outputs]),
-        effect=_largest_difference(without.whole, without.outputs),
+        effect=_effect(without.whole, without.outputs),
         tolerance=1e-6,
         way="gathered" if mixed else "silenced",
         mixed=mixed,
@@ -158,13 +164,14 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
 # -- the original without the units ---------------------------------------------------------------
 
 
-def _silenced(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
+def _silenced(original: nn.Module, plan: Plan, inputs: Inputs, decisions: Decisions) -> _Without:
     """The first way: the units' consumers read zero."""
     whole = run_wide(original, inputs, "the original")
     original = _rounded_alike(original, plan.rescaled)
     tensors = tensors_of(original)
     exchanged = zeroed(tensors, silencing(tensors, plan.axes))
-    outputs = run_wide(original, inputs, "the silenced original", exchanged=exchanged)
+    forward = deciding(decisions, is_first=True)
+    outputs = run_wide(original, inputs, "the silenced original", exchanged=exchanged, forward=forward)
     return _Without(whole=whole, outputs=outputs)
 
 
@@ -267,6 +274,13 @@ def _staying(cut: Plan, parameter: str, dim: int, size: int) -> Indices:
     lost = [axis.removed for axis in cut.axes if (axis.parameter, axis.dim) == (parameter, dim)]
     stays: Indices = np.delete(np.arange(size), np.asarray(lost, np.int64))
     return stays
+
+
+def _effect(whole: list[Tensor], outputs: list[Tensor]) -> float:
+    """What leaving the units out changed; infinite where there are more outputs, or fewer, such as boxes."""
+    if [t.shape for t in whole] != [t.shape for t in outputs]:
+        return float("inf")
+    return _largest_difference(whole, outputs)
 
 
 def _largest_difference(a: list[Tensor], b: list[Tensor]) -> float:

@@ -16,6 +16,7 @@ from secateurs.errors import VerifyError
 from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
 from secateurs.graph.outputs import Returned
 from secateurs.graph.running import Inputs, call_model, plain_kernels
+from secateurs.surgery.decisions import Decisions
 
 Forward: TypeAlias = Callable[[nn.Module, Inputs], Any]
 _WIDER = {
@@ -76,10 +77,33 @@ def in_wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
+class _Deciding(WideMode):
+    """Notes what operators decide by value, or decides as was noted before."""
+
+    def __init__(self, decisions: Decisions, *, is_first: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._decisions, self._is_first = decisions, is_first
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._is_first:
+            return self._decisions.note(func, args, kwargs, call_wide(func, args, kwargs))
+        return self._decisions.again(func, args, kwargs, lambda: call_wide(func, args, kwargs))
+
+
 def plainly(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model with every operator as it is."""
     with plain_kernels(), WideMode():  # type: ignore[no-untyped-call]
         return call_model(model, inputs)
+
+
+def deciding(decisions: Decisions, *, is_first: bool) -> Forward:
+    """A way to call two models alike: the second decides by value as the first did, where values agree."""
+
+    def forward(model: nn.Module, inputs: Inputs) -> Any:
+        with plain_kernels(), _Deciding(decisions, is_first=is_first):
+            return call_model(model, inputs)
+
+    return forward
 
 
 def run_wide(
