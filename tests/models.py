@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import library_models
 import more_models
 import sequence_models
 import unusual_models
@@ -884,7 +885,13 @@ class TiedAutoencoder(Toy):
 
 TOYS: tuple[type[Toy], ...] = tuple(
     value
-    for names in (globals(), vars(sequence_models), vars(more_models), vars(unusual_models))
+    for names in (
+        globals(),
+        vars(sequence_models),
+        vars(more_models),
+        vars(unusual_models),
+        vars(library_models),
+    )
     for value in list(names.values())
     if isinstance(value, type) and issubclass(value, Toy) and value.__module__ == names["__name__"]
 )

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import models
 import secateurs
+from library_models import CountedTokens
 from models import build
 from secateurs import Criterion, Graph, Scores
 from secateurs.criteria import NORMALIZATIONS, names, register, unit_rows
@@ -579,6 +580,14 @@ def test_units_that_nothing_makes_are_ranked_by_the_values_that_they_hold() -> N
     expected = model.query.detach().flatten().abs().argsort()
     assert scored(model, "l2", [])["query"].argsort().tolist() == expected.tolist()
     assert (scored(model, "taylor", [examples(model)])["query"] > 0).any()
+
+
+def test_a_table_of_whole_numbers_has_no_say_in_the_ranking() -> None:
+    model = build(CountedTokens)
+    graph = secateurs.trace(model, model.example())
+    expected = model.tokens.detach().norm(dim=1)  # one token a row
+    got = secateurs.score(model, graph, "l2", normalization="none")["tokens"]
+    torch.testing.assert_close(got, expected.to(got.dtype))
 
 
 class NeverRead(Toy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import library_models
 import secateurs
 from secateurs import Budget, Graph, Plan
 from secateurs.errors import PlanError
@@ -17,6 +19,7 @@ from secateurs.graph.counts import CountConstraint, Counted
 from secateurs.graph.expressions import Attribute, Constant, Length, Operation, in_words, solve
 from secateurs.graph.integers import Book, Traced
 from secateurs.graph.labels import Dim
+from secateurs.graph.memos import memos_opened
 from secateurs.graph.settling import CountSystem
 
 
@@ -247,6 +250,42 @@ def test_ranges_are_cut_where_their_ends_can_follow() -> None:
     ]  # fmt: skip
     assert small.near == 2
     assert kept(plan, graph)["make.2"] == 3
+
+
+def test_memoised_functions_are_put_back_and_keep_their_contents() -> None:
+    memo = library_models._memoised_parts
+    memo.cache_clear()
+    memo((2, 12), 3)
+    model = library_models.MemoisedSizes().eval()
+    secateurs.trace(model, model.example())
+    assert library_models._memoised_parts is memo
+    misses = memo.cache_info().misses
+    assert memo((2, 12), 3) == (3, 4) and memo.cache_info().misses == misses
+    with pytest.raises(ValueError, match="of the model's own"), memos_opened([]):
+        assert library_models._memoised_parts is not memo
+        raise ValueError("an error of the model's own")
+    assert library_models._memoised_parts is memo
+
+
+class MemoisedMethod(library_models.MemoisedSizes._Layer):
+    """The sizes come from a memoised method."""
+
+    @functools.lru_cache  # noqa: B019
+    def parts(self, width: int) -> tuple[int, int]:
+        return self.heads, width // self.heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.make(x)
+        each = made.view(*made.shape[:-1], *self.parts(made.shape[-1]))
+        return self.read((each * self.gain).relu().flatten(-2))
+
+
+def test_memoised_methods_compute_anew_as_well() -> None:
+    x = torch.randn(2, 5, 6)
+    model = MemoisedMethod().eval()
+    model(x)  # so that the memo holds an answer
+    graph = secateurs.trace(model, x)
+    assert [(group.name, group.size) for group in graph.groups] == [("make", 3), ("make#2", 4)]
 
 
 # -- the pieces ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -99,7 +100,7 @@ def score(
         raw, missing = {}, {}
         for group in graph.groups:
             try:
-                raw[group.name] = _importance(item, group, weights)
+                raw[group.name] = _importance(item, _without_tables(group, weights), weights)
             except UnrankedError as error:
                 missing[group.name] = error
         if missing and not raw:
@@ -108,6 +109,18 @@ def score(
         curves = {group: item.curve(graph.by_name[group]) for group in values} if item.has_curves else None
         scores[name] = Scores(name, values, curves=curves, remark=item.remark, missing=missing)
     return scores if several else scores[wanted[0][0]]
+
+
+def _without_tables(group: Group, weights: dict[str, Tensor]) -> Group:
+    """The group without tables of whole numbers, such as positions: their size says nothing."""
+    parts = tuple(
+        part
+        for part in group.slices
+        if part.parameter not in weights
+        or weights[part.parameter].is_floating_point()
+        or weights[part.parameter].is_complex()
+    )
+    return group if len(parts) == len(group.slices) else replace(group, slices=parts)
 
 
 def _importance(criterion: Criterion, group: Group, weights: dict[str, Tensor]) -> Tensor:

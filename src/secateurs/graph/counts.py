@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from secateurs.graph.expressions import COMPARISONS, evaluate, leaves_of, solve
+from secateurs.graph.expressions import COMPARISONS, Constant, evaluate, leaves_of, solve
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -183,7 +183,12 @@ class CountConstraint:
             return _read(leaf, length)
 
         left, right = evaluate(self.left, read), evaluate(self.right, read)
-        return bool(left == right) and left > 0
+        return bool(left == right) and (left > 0 or self._leaves_nothing)
+
+    @property
+    def _leaves_nothing(self) -> bool:
+        """Whether it says that something is zero, as the rest of a division; all else are lengths."""
+        return isinstance(self.right, Constant) and self.right.value == 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,73 @@
+"""Memoised functions that compute anew where they are asked with traced integers.
+
+``functools.lru_cache`` looks its arguments up by equality. That is no decision of the model's code, so it
+must not be noted as one; and what it finds was made from other integers of the same value, of another layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from secateurs.graph.integers import traced_in
+
+_MEMO = type(functools.lru_cache(len))
+_WITHOUT_MODELS = sys.stdlib_module_names | {"torch", "numpy", "scipy", "sympy"}
+_FOUND: dict[
+    str, tuple[str, ...]
+] = {}  # module -> its memoised functions; looking takes 0.1 s for a thousand modules
+
+
+class _Memo:
+    """A memoised function that is left out where an argument is a traced integer."""
+
+    def __init__(self, memo: Any) -> None:
+        self._memo = memo
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        known = any(True for _ in traced_in((*args, *kwargs.values())))
+        return (self._memo.__wrapped__ if known else self._memo)(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._memo, name)
+
+
+@contextmanager
+def memos_opened(classes: Iterable[type]) -> Iterator[None]:
+    """The memoised functions of all loaded modules, and methods of some classes, are left out meanwhile.
+
+    Args:
+        classes: The classes whose methods are meant.
+    """
+    held: list[tuple[Any, str]] = [
+        (sys.modules[name], key) for name, keys in _memos().items() for key in keys
+    ]
+    held += [(each, key) for each in set(classes) for key in _names(each)]
+    memos = [(holder, key, vars(holder)[key]) for holder, key in held if key in vars(holder)]
+    for holder, key, memo in memos:
+        setattr(holder, key, _Memo(memo))
+    try:
+        yield
+    finally:
+        for holder, key, memo in memos:
+            setattr(holder, key, memo)
+
+
+def _memos() -> dict[str, tuple[str, ...]]:
+    for name, module in list(sys.modules.items()):
+        if name not in _FOUND or name == "__main__":
+            _FOUND[name] = () if name.partition(".")[0] in _WITHOUT_MODELS else _names(module)
+    return {name: keys for name, keys in _FOUND.items() if keys and name in sys.modules}
+
+
+def _names(holder: Any) -> tuple[str, ...]:
+    return tuple(
+        name for name, value in list(getattr(holder, "__dict__", {}).items()) if type(value) is _MEMO
+    )
