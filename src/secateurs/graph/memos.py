@@ -17,9 +17,7 @@ from secateurs.graph.integers import traced_in
 
 _MEMO = type(functools.lru_cache(len))
 _WITHOUT_MODELS = sys.stdlib_module_names | {"torch", "numpy", "scipy", "sympy"}
-_FOUND: dict[
-    str, tuple[str, ...]
-] = {}  # module -> its memoised functions; looking takes 0.1 s for a thousand modules
+_FOUND: dict[str, tuple[str, ...]] = {}  # by module, because to look takes 0.1 s for a thousand of them
 
 
 class _Memo:
