@@ -228,6 +228,24 @@ def test_a_swin_whose_stream_and_heads_shrink_together_is_proved() -> None:
     assert (report.way, report.unproved) == ("gathered", {})
 
 
+class EinsumAfterNorm(nn.Module):
+    """The norm is gathered, and the einsum must go the same way in both runs of the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 10), nn.LayerNorm(10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x))
+        return self.last(torch.einsum("bij,bjc->bic", torch.einsum("bic,bjc->bij", y, y).tanh(), y))
+
+
+def test_einsum_goes_the_same_way_in_both_runs() -> None:
+    torch.manual_seed(0)
+    report = proved(seasoned(EinsumAfterNorm()), torch.randn(2, 5, 6))
+    assert (report.way, report.unproved) == ("gathered", {})
+
+
 def test_a_cast_to_a_narrow_float_costs_no_precision() -> None:
     torch.manual_seed(0)
     report = proved(seasoned(TinyLlama()), torch.randint(0, 11, (2, 5)))

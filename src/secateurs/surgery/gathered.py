@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import BaseTorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import VerifyError
@@ -28,7 +27,9 @@ from secateurs.graph.labels import Dim
 from secateurs.graph.operators import canonical
 from secateurs.graph.running import (
     Inputs,
+    TracedCalls,
     call_model,
+    device_of,
     plain_kernels,
     results_of,
 )
@@ -74,8 +75,8 @@ def run_gathered(
     places = Places(follower, axes)
 
     def forward(model: nn.Module, inputs: Inputs) -> Any:
-        # a mode for torch functions, as the follower has one: torch and models look whether there is
-        with plain_kernels(), BaseTorchFunctionMode(), Gathering(follower.followed, places):
+        # as in the follower's run: torch and models look whether there is a mode for torch functions
+        with plain_kernels(), TracedCalls(device_of(model)), Gathering(follower.followed, places):
             return call_model(model, inputs)
 
     return whole, run_wide(model, inputs, "the gathered original", forward=forward)
