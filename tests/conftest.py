@@ -43,7 +43,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         root.mkdir(exist_ok=True)
         for place, count in counts.items():
             folder = root / place
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             level = 40 + 90 * (sum(map(ord, folder.name)) % 3)
             for number in range(count):
                 pixels = random.normal(level, 20, (size[1] + number % 3, size[0], 3)).clip(0, 255)

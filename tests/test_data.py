@@ -57,6 +57,40 @@ def test_no_test_folder_takes_the_same_split_at_every_seed_and_says_so(make_fold
     assert one.notes[0].startswith("no test/: 4 of the training images, the same at every run, are held out")
 
 
+@pytest.mark.parametrize("layout", [{".": 10}, {"train": 10, "test": 3}], ids=["flat", "parts"])
+def test_images_without_folders_of_classes_come_without_labels(
+    make_folder: MakeFolder, layout: dict[str, int]
+) -> None:
+    root = make_folder(layout)
+    data, again = load(root, val_share=0.25), load(root, val_share=0.25)
+    test = layout.get("test", 2)
+    val = 2
+    assert (len(data.train), len(data.val), len(data.test)) == (sum(layout.values()) - test - val, val, test)
+    assert not data.is_labelled and data.class_names == ()
+    assert {*data.train.labels, *data.val.labels, *data.test.labels} == {-1}
+    assert data.notes[0].startswith("no folders of classes: the images of")
+    assert f"{data}".startswith(f"{root}: no classes, ")
+    assert data.val.numbers == again.val.numbers
+    assert len({load(root, val_share=0.25, seed=seed).val.numbers for seed in range(4)}) > 1
+    with pytest.raises(IndexError, match="Target -1 is out of bounds"):
+        torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([data.val[0][1]]))
+
+
+def test_a_text_beside_folders_of_classes_is_no_loose_image(make_folder: MakeFolder) -> None:
+    root = make_folder({"cat": 10, "dog": 10})
+    (root / "README.txt").write_text("photographs of 2024")
+    assert load(root).class_names == ("cat", "dog")
+
+
+def test_a_folder_of_texts_has_no_image(make_folder: MakeFolder) -> None:
+    root = make_folder({})
+    (root / "README.txt").write_text("photographs of 2024")
+    with pytest.raises(
+        DataError, match=r"no image in images/: no file of it can be decoded \(not an image\)"
+    ):
+        load(root)
+
+
 def test_folders_of_classes_without_train_are_taken_and_said(make_folder: MakeFolder) -> None:
     data = load(make_folder({"cat": 5, "dog": 5}))
     assert len(data.train) + len(data.val) + len(data.test) == 10
@@ -90,7 +124,14 @@ def test_nested_folders_hidden_files_and_litter(make_folder: MakeFolder) -> None
         ({}, r"the folder '.*images' is empty: it holds no folder of images"),
         ({"cat": 3}, r"has no train/ folder \(it holds cat/\)"),
         ({"test/cat": 3, "test/dog": 3}, r"has no train/ folder \(it holds test/\)"),
-        ({"train": 2}, r"train' is empty: it holds no folder of a class"),
+        ({"train": 0}, r"train' is empty: it holds no folder of a class"),
+        ({"train": 2}, "the folder train/ has too few images to hold some out as val/"),
+        ({"train": 5, "test/cat": 2}, "train/ has images without classes, but test/ has the classes cat"),
+        ({"cat": 2, "dog": 2, ".": 1}, r"images' mixes loose images \(000\.png\) and folders \(cat, dog\)"),
+        (
+            {"train/cat": 2, "train/dog": 2, "train": 1},
+            r"train' mixes loose images .* and folders \(cat, dog\)",
+        ),
         ({"train/cat": 3}, "there is one class only, 'cat', and a classifier needs two or more"),
         ({"train/cat": 3, "train/dog": 0}, "class 'dog' has no image in train/: its folder is empty"),
         ({"train/cat": 3, "train/dog": 1}, "class 'dog' has too few images to hold some out as test/"),

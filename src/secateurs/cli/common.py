@@ -106,9 +106,10 @@ Patience = Annotated[
     ),
 ]
 Distill = Annotated[
-    float,
+    float | None,
     typer.Option(
         help="Share of the loss that comes from the outputs of the unpruned network.",
+        show_default="0; 1 without labels",
         rich_help_panel=_TEACHING,
     ),
 ]

@@ -42,12 +42,13 @@ def prune(
         typer.Option(min=0, help="Epochs of the longer fine-tune at the end.", show_default="1.5 times"),
     ] = None,
     criterion: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How units are ranked: taylor, taylor-2019, l1, l2, fpgm, bn-scale, apoz, ...; a name that "
-            "is unknown lists them all."
+            "is unknown lists them all.",
+            show_default="taylor; without labels reconstruction",
         ),
-    ] = "taylor",
+    ] = None,
     scope: Annotated[
         str, typer.Option(help="global: one ranking of all units; local: the same share everywhere.")
     ] = "global",
@@ -76,12 +77,13 @@ def prune(
         str, typer.Option(help="What every group keeps at least: a number of units, or a share as 0.1.")
     ] = "1",
     allocation: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="error: spend the target where the error is least for what it saves, by the curves of "
-            "--criterion reconstruction (units may be ranked by another); none: by --scope."
+            "--criterion reconstruction (units may be ranked by another); none: by --scope.",
+            show_default="none; without --criterion and labels error",
         ),
-    ] = "none",
+    ] = None,
     selection: Annotated[
         str,
         typer.Option(
@@ -119,7 +121,7 @@ def prune(
     mixup: common.Mixup = 0.0,
     ema: common.Ema = 0.0,
     patience: common.Patience = None,
-    distill: common.Distill = 0.0,
+    distill: common.Distill = None,
     temperature: common.Temperature = 4.0,
     distill_features: common.DistillFeatures = 0.0,
     batch_size: common.BatchSize = 32,
@@ -152,6 +154,10 @@ def prune(
     [bold]secateurs prune runs/train-vgg16 --target macs=0.5 --pace one-shot --finetune-epochs 0[/bold]
 
     [bold]secateurs prune runs/train-vgg16 --target macs=0.5 --finetune-epochs 1 --distill 0.7[/bold]
+
+    On a folder of images without classes, where agreement with the unpruned network stands for accuracy:
+
+    [bold]secateurs prune runs/train-vgg16 --data photos --target macs=0.5 --finetune-epochs 0[/bold]
 
     As far as a hundredth of accuracy goes:
 

@@ -38,7 +38,7 @@ def recover(
     mixup: common.Mixup = 0.0,
     ema: common.Ema = 0.0,
     patience: common.Patience = None,
-    distill: common.Distill = 0.0,
+    distill: common.Distill = None,
     temperature: common.Temperature = 4.0,
     distill_features: common.DistillFeatures = 0.0,
     batch_size: common.BatchSize = 32,

@@ -93,7 +93,8 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if before.get("accuracy") is not None and after.get("accuracy") is not None:
         points = 100 * (after["accuracy"] - before["accuracy"])
         old, new = share(before["accuracy"]), share(after["accuracy"])
-        rows.append(("test accuracy", old, new, f"{points:+.1f} points"))
+        label = "agreement with the original" if "labels" in before else "test accuracy"
+        rows.append((label, old, new, f"{points:+.1f} points"))
     threads = before.get("threads")
     plural = "" if threads == 1 else "s"
     for key, label, shape in (

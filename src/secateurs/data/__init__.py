@@ -35,6 +35,7 @@ def load_data(
 
     The folder holds ``train/`` and ``test/``, perhaps ``val/``, each with a folder a class. Without ``val/``,
     a share of every class of the training images is held out; without ``test/`` a fifth, always the same.
+    Where a folder holds images and no folders, they come without labels: `DataSource.is_labelled` is false.
     Every file is decoded once at the start: what cannot be decoded is skipped and named in the notes, and
     what fits in ``cache_bytes`` stays in memory, so that an epoch decodes nothing.
 
@@ -53,7 +54,8 @@ def load_data(
         The sets, their class names and notes on how they came about.
 
     Raises:
-        DataError: The folder is missing or empty, has one class only, or its parts have different classes.
+        DataError: The folder is missing or empty, has one class only, mixes images and folders of classes, or
+            its parts have different classes.
 
     Example:
         >>> print(load_data("digits"))

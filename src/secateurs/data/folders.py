@@ -1,4 +1,4 @@
-"""Image folders: ``train/``, ``test/`` and ``val/`` with a folder a class."""
+"""Image folders: ``train/``, ``test/`` and ``val/`` with a folder a class, or images without classes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateurs.data.images import ImageFiles, image_paths, sub_folders
+from secateurs.data.images import ImageFiles, files_in, image_paths, is_named_as_image, sub_folders
 from secateurs.data.loading import ImageFormat, ImageSet
-from secateurs.data.source import TEST_SEED, TEST_SHARE, DataSource, SkippedFile, stratified_split
+from secateurs.data.source import (
+    NO_LABEL,
+    TEST_SEED,
+    TEST_SHARE,
+    DataSource,
+    SkippedFile,
+    stratified_split,
+)
 from secateurs.errors import DataError
 
 _PART_NAMES = {
@@ -19,6 +26,7 @@ _PART_NAMES = {
 _NAMED_FILES = 20  # of the files that are skipped, in the note; the list itself has them all
 _ENLARGE = 256 / 224  # the shorter side is resized to this many times the centre crop
 _LAYOUT = "lay the folder out as DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, with two classes or more"
+_NAMELESS = ("",)  # images without classes are one class without a name, whose folder is the part's own
 
 
 @dataclass(slots=True)
@@ -55,6 +63,10 @@ def folder_source(
     if "val" not in parts:
         _split_off(parts, "val", val_share, seed, names)
         notes.append(f"no val/: {_count(parts['val'])} are held out for validation (seed {seed})")
+    if names == _NAMELESS:
+        notes.insert(0, f"no folders of classes: the images of {root} come without labels")
+        for part in parts.values():
+            part.labels = [NO_LABEL] * len(part.numbers)
     plain = form.plain()
     varied = form.vary_photo() if augment else plain
     sets = {name: ImageSet(files, part.numbers, part.labels, plain) for name, part in parts.items()}
@@ -64,12 +76,13 @@ def folder_source(
         ranking=sets["train"],
         val=sets["val"],
         test=sets["test"],
-        class_names=names,
+        class_names=() if names == _NAMELESS else names,
         input_size=form.input_size,
         mean=form.mean,
         std=form.std,
         notes=tuple(notes),
         skipped=skipped,
+        is_labelled=names != _NAMELESS,
     )
 
 
@@ -86,6 +99,9 @@ def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
     }
     if "train" in folders:
         return folders, []
+    _check_not_mixed(root)
+    if not present and files_in(root):
+        return {"train": root}, []
     if not present:
         raise DataError(f"the folder {str(root)!r} is empty: it holds no folder of images", fix=_LAYOUT)
     if folders or len(present) < 2:
@@ -94,9 +110,29 @@ def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
     return {"train": root}, [f"no train/: the {len(present)} folders of {root} are taken as classes"]
 
 
+def _check_not_mixed(folder: Path) -> None:
+    """Refuse images beside folders: it is not clear whether the folders are classes."""
+    loose = [path.name for path in files_in(folder) if is_named_as_image(path)]
+    inside = [entry.name for entry in sub_folders(folder)]
+    if loose and inside:
+        raise DataError(
+            f"{str(folder)!r} mixes loose images ({_some(loose)}) and folders ({_some(inside)})",
+            where=str(folder),
+            fix="move each image into the folder of its class, or all images into one folder without others",
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _class_names(folders: dict[str, Path]) -> tuple[str, ...]:
+    for folder in folders.values():
+        _check_not_mixed(folder)
     names = {part: tuple(entry.name for entry in sub_folders(folder)) for part, folder in folders.items()}
     train = names["train"]
+    if not train and files_in(folders["train"]):
+        return _nameless(folders, names)
     if not train:
         raise DataError(f"{str(folders['train'])!r} is empty: it holds no folder of a class", fix=_LAYOUT)
     if len(train) == 1:
@@ -109,6 +145,19 @@ def _class_names(folders: dict[str, Path]) -> tuple[str, ...]:
         if own != train:
             _raise_classes_differ(folders, part, set(train) - set(own), set(own) - set(train))
     return train
+
+
+def _nameless(folders: dict[str, Path], names: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The one class of images without classes, if no part has any."""
+    for part, own in names.items():
+        if own:
+            raise DataError(
+                f"{folders['train'].name}/ has images without classes, but {folders[part].name}/ has the "
+                f"classes {_some(list(own))}",
+                where=str(folders[part]),
+                fix="give every part a folder for each class, or none",
+            )
+    return _NAMELESS
 
 
 def _raise_classes_differ(folders: dict[str, Path], part: str, missing: set[str], extra: set[str]) -> None:
@@ -141,8 +190,9 @@ def _drop_broken(part: _Part, broken: dict[int, str], names: tuple[str, ...]) ->
     kept = part.take([place for place, number in places if number not in broken])
     for label in sorted(set(range(len(names))) - set(kept.labels)):
         why = f"no file of it can be decoded ({bad[label]})" if label in bad else "its folder is empty"
+        named = f"class {names[label]!r} has no image in" if names[label] else "there is no image in"
         raise DataError(
-            f"class {names[label]!r} has no image in {part.folder.name}/: {why}",
+            f"{named} {part.folder.name}/: {why}",
             where=str(part.folder / names[label]),
             fix=_LAYOUT,
         )
@@ -154,8 +204,9 @@ def _split_off(parts: dict[str, _Part], name: str, share: float, seed: int, name
     sizes = Counter(train.labels)
     for label, class_name in enumerate(names):
         if sizes[label] < 2:
+            owner = f"class {class_name!r}" if class_name else f"the folder {train.folder.name}/"
             raise DataError(
-                f"class {class_name!r} has too few images to hold some out as {name}/",
+                f"{owner} has too few images to hold some out as {name}/",
                 where=str(train.folder / class_name),
                 fix=f"add images, or give {name}/ of your own",
             )

@@ -177,6 +177,16 @@ def image_paths(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The visible files directly inside a folder, sorted by name."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_file() and not _is_litter(entry.name))
+
+
+def is_named_as_image(path: Path) -> bool:
+    """Whether a file's name ends as those of images do, whatever it holds."""
+    return Image.registered_extensions().get(path.suffix.lower()) in _FORMATS
+
+
 def _is_litter(name: str) -> bool:
     return name.startswith((".", "__MACOSX")) or name.lower() in ("thumbs.db", "desktop.ini")
 

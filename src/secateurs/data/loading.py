@@ -48,6 +48,10 @@ class ImageSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.transform(self.pixels[self.numbers[index]]), self.labels[index]
 
+    def labelled(self, labels: Sequence[int]) -> ImageSet:
+        """The same images with other labels."""
+        return ImageSet(self.pixels, self.numbers, labels, self.transform)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFormat:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from secateurs.data.loading import ImageSet
 
 TEST_SHARE = 0.2
+NO_LABEL = -1  # no class of any loss: to train on it by mistake is an error
 TEST_SEED = 0  # no setting changes what is test data: another seed would train on what was tested before
 
 
@@ -31,12 +33,13 @@ class DataSource:
         ranking: The same images in the same order, not augmented.
         val: Held-out images, for every choice that is made on the way.
         test: Images to be read once before and once after.
-        class_names: The name of each label, sorted.
+        class_names: The name of each label, sorted; none for images without classes.
         input_size: ``(C, H, W)`` of every image that the sets give.
         mean: What was subtracted from each channel in [0, 1].
         std: What each channel was divided by then.
         notes: What a reader should be told: splits that were made, files that were skipped.
         skipped: Every file that could not be decoded.
+        is_labelled: Whether the images come with classes; without, labels are -1 until `answered` is called.
     """
 
     name: str
@@ -50,11 +53,33 @@ class DataSource:
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     skipped: tuple[SkippedFile, ...] = ()
+    is_labelled: bool = True
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.input_size))
         counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test images"
-        return f"{self.name}: {len(self.class_names)} classes, {counts} of {size}"
+        classes = f"{len(self.class_names)} classes" if self.is_labelled else "no classes"
+        return f"{self.name}: {classes}, {counts} of {size}"
+
+    def answered(
+        self,
+        *,
+        ranking: Sequence[int],
+        val: Sequence[int],
+        test: Sequence[int],
+        class_names: Sequence[str],
+        note: str,
+    ) -> DataSource:
+        """The same images with a network's answers for labels; ``train`` takes those of ``ranking``."""
+        return replace(
+            self,
+            train=self.train.labelled(ranking),
+            ranking=self.ranking.labelled(ranking),
+            val=self.val.labelled(val),
+            test=self.test.labelled(test),
+            class_names=tuple(class_names),
+            notes=(*self.notes, note),
+        )
 
 
 def stratified_split(labels: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:

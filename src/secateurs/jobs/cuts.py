@@ -39,8 +39,8 @@ def check_reach(settings: PruneSettings, graph: Graph) -> Limits:
         BudgetError: The target is out of reach; the message says how far one can go.
         PlanError: No group is of the kinds that are to be cut.
     """
-    if settings.criterion not in names():
-        raise UnknownNameError("criterion", settings.criterion, names())
+    if settings.usual_criterion not in names():
+        raise UnknownNameError("criterion", settings.usual_criterion, names())
     if settings.normalization is not None and settings.normalization not in normalization_names():
         raise UnknownNameError("normalization", settings.normalization, normalization_names())
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
@@ -75,9 +75,9 @@ def _whole_budget(settings: PruneSettings) -> Budget | Remove | None:
 
 def criterion_for(settings: PruneSettings, stage: int) -> str | Criterion:
     """The criterion by name; random importance gets a seed for each iteration."""
-    if settings.criterion == "random":
+    if settings.usual_criterion == "random":
         return Random(derive_seed(settings.seed, "rank", stage) % 2**31)
-    return settings.criterion
+    return settings.usual_criterion
 
 
 def selection_for(
@@ -92,7 +92,7 @@ def selection_for(
 
 def curves_for(settings: PruneSettings) -> AnyCriterion | None:
     """The criterion by whose error curves the budget is spent; None where it is not."""
-    return with_curves(settings.criterion) if settings.allocation == "error" else None
+    return with_curves(settings.usual_criterion) if settings.usual_allocation == "error" else None
 
 
 def layer_cuts(graph: Graph, decided: Plan, settings: PruneSettings) -> list[dict[str, Any]]:

@@ -48,9 +48,9 @@ def prune_job(
 
     Each iteration ranks the units in eval mode on training images as they are, cuts the lowest in one pass,
     proves the cut, repairs what stays in closed form, and fine-tunes all parameters; with ``recipe.distill``
-    the model of ``source`` teaches. With ``until``, a cut after which the validation accuracy is too low is
-    undone, and is the last. Every choice rests on the validation images; the test images are read once before
-    and once after.
+    the model of ``source`` teaches. Images without labels get its answers for labels. With ``until``, a cut
+    after which the validation accuracy is too low is undone, and is the last. Every choice rests on the
+    validation images; the test images are read once before and once after.
 
     Args:
         settings: Which model, how much of it, and how.
@@ -75,7 +75,9 @@ def prune_job(
     origin = Run(settings.source)
     data = data_of(origin).at(settings.data)
     with threads(settings.threads):
-        source = images_for(origin, data)
+        model = origin.model()
+        source = images_for(origin, data, model, settings)
+        settings = settings.for_images(are_labelled=source.is_labelled)
         config = {
             "command": "prune",
             "architecture": origin.config.get("architecture"),
@@ -83,7 +85,6 @@ def prune_job(
             "class_names": list(source.class_names),
             "settings": settings.to_dict(),
         }
-        model = origin.model()
         limits = check_reach(settings, trace(model, torch.zeros(1, *source.input_size)))
         with open_run(Path(out), config, resume=resume, beside=beside) as run:
             if not run.is_finished:

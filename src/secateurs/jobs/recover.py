@@ -11,7 +11,7 @@ from torch import nn
 from secateurs.errors import RunError, UnknownNameError
 from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
-from secateurs.jobs.settings import JobSettings, absolute_data
+from secateurs.jobs.settings import JobSettings, absolute_data, recipe_for_images
 from secateurs.jobs.workplace import (
     Job,
     JobResult,
@@ -95,8 +95,10 @@ def recover_job(
     original = original_of(run_of_model, settings.original)
     data = data_of(run_of_model).at(settings.data)
     with threads(settings.threads):
-        source = images_for(run_of_model, data)
         model, whole = run_of_model.model(), original.model()
+        source = images_for(run_of_model, data, whole, settings)
+        recipe = recipe_for_images(settings.recipe, are_labelled=source.is_labelled)
+        settings = replace(settings, recipe=recipe)
         plan = _cut_between(original, run_of_model)
         config = {
             "command": "recover",
@@ -169,7 +171,7 @@ def _recover(
         job.training_batches(),
         job.validation_batches(),
         recipe=replace(settings.recipe, seed=derive_seed(settings.seed, "recover")),
-        teacher=whole if settings.recipe.needs_teacher and settings.recipe.epochs else None,
+        teacher=whole if settings.recipe.needs_teacher else None,
         plan=plan,
         observer=job.tell,
         checkpoint=StageCheckpoint(job.run, facts, state),

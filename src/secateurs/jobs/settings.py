@@ -147,7 +147,8 @@ class PruneSettings(JobSettings):
         target: What remains after the last iteration: ``("macs", 0.3)``; also ``"params"`` and ``"units"``.
         iterations: Rounds of rank, cut and fine-tune. The shares on the way to a target are spaced
             geometrically, so that each round takes the same share of what the one before left.
-        criterion: The name of a criterion.
+        criterion: The name of a criterion; if ``None``, ``"taylor"``, and on images without labels
+            ``"reconstruction"`` with the allocation ``"error"``.
         scope: ``"global"`` or ``"local"``.
         round_to: What the number of units that a group keeps is a multiple of.
         kinds: Kinds of groups to cut; by default filters alone with ``remove``, every kind with ``target``.
@@ -158,7 +159,8 @@ class PruneSettings(JobSettings):
         selection: Which units leave where the ranking has decided how many: ``"independent"``,
             ``"greedy"`` or ``"particles"``.
         allocation: ``"error"`` spends the budget where the error is least for what that saves, by the error
-            curves of the criterion, or of ``"reconstruction"`` where it has none; ``"none"`` by ``scope``.
+            curves of the criterion, or of ``"reconstruction"`` where it has none; ``"none"`` by ``scope``; if
+            ``None``, ``"none"``, but for images without labels (see ``criterion``).
         normalization: Of the importances in each group; the criterion's own if ``None``.
         rank_images: Training images to rank on; all if ``None``.
         pace: How ``target`` and ``shares`` are spread over the iterations: ``"geometric"``, ``"linear"``,
@@ -177,7 +179,7 @@ class PruneSettings(JobSettings):
     remove: int | None = None
     target: tuple[str, float] | None = None
     iterations: int = 5
-    criterion: str = "taylor"
+    criterion: str | None = None
     scope: str = "global"
     round_to: int = 1
     kinds: tuple[str, ...] | None = None
@@ -185,7 +187,7 @@ class PruneSettings(JobSettings):
     shares: Mapping[str, float] | None = None
     min_units: int | float = 1
     selection: str = "independent"
-    allocation: str = "none"
+    allocation: str | None = None
     normalization: str | None = None
     rank_images: int | None = None
     pace: str | None = None
@@ -221,7 +223,7 @@ class PruneSettings(JobSettings):
             raise BudgetError(f"scope is 'global' or 'local', got {self.scope!r}")
         for kind, given, known in (
             ("selection", self.selection, SELECTIONS),
-            ("allocation", self.allocation, ALLOCATIONS),
+            ("allocation", self.usual_allocation, ALLOCATIONS),
             ("pace", self.usual_pace, PACES),
             ("repair", self.repair, WAYS),
             ("stopping rule", (self.until or STOPS)[0], STOPS),
@@ -239,6 +241,30 @@ class PruneSettings(JobSettings):
             raise BudgetError(
                 f"one-shot is one iteration, got iterations={self.iterations}", fix="--iterations 1"
             )
+
+    @property
+    def usual_criterion(self) -> str:
+        """The criterion, also where none is given."""
+        return self.criterion or "taylor"
+
+    @property
+    def usual_allocation(self) -> str:
+        """The allocation, also where none is given."""
+        return self.allocation or "none"
+
+    def for_images(self, *, are_labelled: bool) -> Self:
+        """The same with the defaults that hang on whether the images have labels written out.
+
+        Example:
+            >>> settings = PruneSettings(source="runs/vgg", target=("macs", 0.5))
+            >>> [settings.for_images(are_labelled=labelled).criterion for labelled in (True, False)]
+            ['taylor', 'reconstruction']
+        """
+        criterion, allocation = self.usual_criterion, self.usual_allocation
+        if not are_labelled and self.criterion is None:
+            criterion, allocation = "reconstruction", self.allocation or "error"
+        recipe = recipe_for_images(self.recipe, are_labelled=are_labelled)
+        return replace(self, criterion=criterion, allocation=allocation, recipe=recipe)
 
     @property
     def usual_pace(self) -> str:
@@ -297,6 +323,11 @@ class SparsifySettings(JobSettings):
         """The same with paths that mean the same from every folder."""
         data = None if self.data is None else absolute_data(self.data)
         return replace(self, source=str(Path(self.source).resolve()), data=data)
+
+
+def recipe_for_images(recipe: Recipe, *, are_labelled: bool) -> Recipe:
+    """How a cut network is trained: on images without labels the original teaches, unless told otherwise."""
+    return recipe if recipe.distill is not None else replace(recipe, distill=0.0 if are_labelled else 1.0)
 
 
 def check_kinds(kinds: tuple[str, ...] | None) -> None:

@@ -59,8 +59,8 @@ def sparsify_job(
     origin = Run(settings.source)
     data = data_of(origin).at(settings.data)
     with threads(settings.threads):
-        source = images_for(origin, data)
         model = origin.model().requires_grad_(True)
+        source = images_for(origin, data, model, settings)
         method = method_of(settings, trace(model, torch.zeros(1, *source.input_size)))
         config = {
             "command": "sparsify",

@@ -12,6 +12,7 @@ from torch import nn
 from secateurs.data import DataSource
 from secateurs.errors import RunError
 from secateurs.graph import Graph, trace
+from secateurs.jobs.answers import with_classes
 from secateurs.jobs.settings import DataSettings, WorkSettings, absolute_data
 from secateurs.jobs.workplace import data_of, first_images, images_for
 from secateurs.models import Architecture, build
@@ -50,16 +51,17 @@ def model_and_images(settings: SubjectSettings) -> tuple[nn.Module, DataSource, 
     if Path(settings.source).exists():
         origin = Run(settings.source)
         data = data_of(origin).at(settings.data)
-        source = images_for(origin, data)
+        model = origin.model()
+        source = images_for(origin, data, model, settings)
         facts = {"architecture": origin.config.get("architecture"), "data": asdict(data)}
-        return origin.model(), source, facts
+        return model, source, facts
     if ":" not in settings.source:
         raise RunError(
             f"{settings.source!r} is neither a run directory that exists nor the name of an architecture",
             fix="write a run directory, torchvision:NAME, timm:NAME or package.module:factory",
         )
     data = DataSettings(path=None if settings.data is None else absolute_data(settings.data))
-    source = data.load()
+    source = with_classes(data.load(), f"the architecture {settings.source}")
     architecture = Architecture(
         name=settings.source, num_classes=len(source.class_names), input_size=source.input_size
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secateurs.jobs.answers import with_classes
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.settings import TrainSettings
 from secateurs.jobs.workplace import Job, JobResult, StageCheckpoint, finish, open_run, threads
@@ -49,7 +50,7 @@ def train_job(
     """
     settings = settings.resolved()
     with threads(settings.threads):
-        source = settings.data.load()
+        source = with_classes(settings.data.load(), "training")
         architecture = Architecture(
             name=settings.model,
             num_classes=len(source.class_names),

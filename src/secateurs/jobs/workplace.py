@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from secateurs.data import DataSource, loader
 from secateurs.errors import DataError, RunError
+from secateurs.jobs.answers import OWN_ANSWERS, answered
 from secateurs.jobs.settings import DataSettings, WorkSettings
 from secateurs.progress import Event, Observer, State
 from secateurs.runs import Run, has_begun
@@ -205,7 +206,9 @@ def finish(
 ) -> None:
     """Save the model and the metrics; with these the run is finished, and its state is no longer needed."""
     job.run.save_model(model, plans)
-    job.tell(Event("finished", {"before": dict(before), "after": dict(after)}))
+    labels = {} if job.source.is_labelled else {"labels": OWN_ANSWERS}
+    before, after = {**before, **labels}, {**after, **labels}
+    job.tell(Event("finished", {"before": before, "after": after}))
     job.run.save_metrics(before, after)
     job.run.drop_state()
 
@@ -233,16 +236,26 @@ def data_of(run: Run) -> DataSettings:
         raise RunError(f"{run.path}/config.json names no data", where=str(run.path)) from error
 
 
-def images_for(origin: Run, data: DataSettings) -> DataSource:
+def images_for(origin: Run, data: DataSettings, model: nn.Module, work: WorkSettings) -> DataSource:
     """The images to work on the model of a finished run with.
+
+    Args:
+        origin: The run.
+        data: Which images.
+        model: Whose answers are the labels of images that come without.
+        work: How to run it on them.
 
     Raises:
         DataError: They are missing, or of other classes than the model's.
     """
     source = data.load()
     names = origin.config.get("class_names")
+    if not source.is_labelled:
+        return answered(source, model, names or (), batch_size=work.batch_size, workers=work.workers)
     if names != list(source.class_names):
         raise DataError(
-            f"the model knows the classes {names}, but {source.name} has {list(source.class_names)}"
+            f"the model knows the classes {names}, but {source.name} has {list(source.class_names)}",
+            where=source.name,
+            fix="name a folder of the same classes, or put the images into one folder without any",
         )
     return source

@@ -84,9 +84,9 @@ class Lessons:
         """
         with torch.no_grad(), self.engine.autocast():
             taught = logits_of(call_model(self.teacher, inputs)).float()
-        share = self.recipe.distill if loss is not None else 1.0
+        share = self.recipe.taught_share if loss is not None else 1.0
         total = (1 - share) * loss if loss is not None else torch.zeros((), device=taught.device)
-        if self.recipe.distill:
+        if self.recipe.taught_share:
             total = total + share * distillation_loss(logits_of(outputs), taught, self.recipe.temperature)
         if self.features is not None:
             total = total + self.recipe.distill_features * self.features.difference()
@@ -104,7 +104,7 @@ def lessons(
     """
     if teacher is None:
         if recipe.needs_teacher:
-            given = f"distill={recipe.distill}, distill_features={recipe.distill_features}"
+            given = f"distill={recipe.taught_share}, distill_features={recipe.distill_features}"
             raise TrainingError(f"{given} needs a teacher", fix="finetune(..., teacher=unpruned_model)")
         yield None
         return

@@ -40,7 +40,8 @@ class Recipe:
         mixup: 0, or the ``alpha`` of the Beta distribution that says how far samples are mixed with others.
         ema: 0, or the decay of a running average of the weights, which is what is measured and kept.
         patience: Epochs without a better validation after which training stops; ``None`` for never.
-        distill: The share of the loss that comes from a teacher's outputs, in [0, 1].
+        distill: The share of the loss that comes from a teacher's outputs, in [0, 1]. ``None`` is 0; a job
+            that prunes or recovers on images without labels takes 1 for it.
         temperature: How soft these outputs are made, positive; see
             :func:`~secateurs.recovery.distill.distillation_loss`.
         distill_features: How much the difference from the teacher behind each cut group counts in the loss,
@@ -74,7 +75,7 @@ class Recipe:
     mixup: float = 0.0
     ema: float = 0.0
     patience: int | None = None
-    distill: float = 0.0
+    distill: float | None = None
     temperature: float = 4.0
     distill_features: float = 0.0
     checkpoint_minutes: float = 5.0
@@ -105,7 +106,7 @@ class Recipe:
             (0 <= self.mixup < math.inf, "0 <= mixup", "mixup"),
             (0 <= self.ema < 1, "0 <= ema < 1", "ema"),
             (self.patience is None or self.patience >= 1, "patience >= 1", "patience"),
-            (0 <= self.distill <= 1, "0 <= distill <= 1", "distill"),
+            (0 <= self.taught_share <= 1, "0 <= distill <= 1", "distill"),
             (0 < self.temperature < math.inf, "0 < temperature", "temperature"),
             (0 <= self.distill_features < math.inf, "0 <= distill_features", "distill_features"),
             (0 <= self.checkpoint_minutes < math.inf, "0 <= checkpoint_minutes", "checkpoint_minutes"),
@@ -116,7 +117,12 @@ class Recipe:
     @property
     def needs_teacher(self) -> bool:
         """Whether a part of the loss comes from another network."""
-        return self.distill > 0 or self.distill_features > 0
+        return self.taught_share > 0 or self.distill_features > 0
+
+    @property
+    def taught_share(self) -> float:
+        """The share of the loss that comes from a teacher's outputs, also where none is given."""
+        return self.distill or 0.0
 
     def lr_at(self, epochs_done: float) -> float:
         """The learning rate after ``epochs_done`` epochs, which may be a fraction.
