@@ -79,12 +79,13 @@ def test_the_whole_way(images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "best", "told"),
-    [(0, 0, ""), (2, 0, "the weights from before it kept"), (2, 1, "after the fine-tune, epoch 1 kept")],
+    [(0, 0, ""), (2, 1, "after the fine-tune (epoch 1 of 2 kept: the best validation)")],
 )
 def test_a_fine_tune_is_told_where_there_was_one(
     epochs: int, best: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = {"epochs_trained": epochs, "kept_epoch": best, "accuracy_tuned": 0.5}
+    facts["kept"] = f"epoch {best} of {epochs} kept: the best validation"
     with Display() as display:
         display(Event("healed", facts))
     printed = capsys.readouterr().out

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from secateurs.errors import SecateursError, TrainingError, UnknownNameError
 from secateurs.progress import Event, State
-from secateurs.recovery import History, Recipe, finetune
+from secateurs.recovery import Epoch, History, Recipe, finetune
 
 
 class NormAndDropout(nn.Module):
@@ -319,3 +319,33 @@ def test_a_history_survives_json() -> None:
     events: list[Event] = []
     history = finetune(network(), batches(), lambda _: 0.5, recipe=Recipe(epochs=2), observer=events.append)
     assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
+@pytest.mark.parametrize(
+    ("scores", "keep", "patience", "sentence"),
+    [
+        ([0.5], False, None, "nothing was trained"),
+        ([None, None, None], False, None, "epoch 2 of 2 kept: the last, because nothing was measured"),
+        ([0.5, 0.7, 0.6], False, None, "epoch 1 of 2 kept: the best validation"),
+        ([0.5, 0.7, 0.6], True, None, "epoch 2 of 2 kept: the last, whatever the validation"),
+        ([0.5, 0.4], False, None, "no epoch kept: none was better than the weights before them"),
+        ([0.5, 0.7, 0.6, 0.6], False, 3, "epoch 1 of 3 kept: the best validation"),
+        (
+            [0.5, 0.7, 0.6, 0.6],
+            False,
+            2,
+            "epoch 1 of 3 kept: the best validation; stopped after 2 epochs without a better one",
+        ),
+    ],
+)
+def test_a_history_says_which_weights_were_kept_and_why(
+    scores: list[float | None], keep: bool, patience: int | None, sentence: str
+) -> None:
+    start, *rest = (
+        Epoch(number=number, loss=None, score=score, val_loss=None, seconds=0.0)
+        for number, score in enumerate(scores)
+    )
+    history = History(start=start)
+    for epoch in rest:
+        history = history.with_epoch(epoch, keep=keep)
+    assert history.told(patience) == sentence

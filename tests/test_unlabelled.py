@@ -87,6 +87,8 @@ def test_pruning_and_recovering_need_no_labels(trained: Path, photos: Path, tmp_
     later = recover_job(RecoverSettings(source=str(result.path), recipe=ONCE, threads=1), tmp_path / "healed")
     assert later.metrics["before"]["accuracy"] == result.metrics["after"]["accuracy"]
     assert later.metrics["after"]["labels"] == SAID
+    for each in (result.metrics, later.metrics):
+        assert each["after"]["kept"].startswith(("epoch 1 of 1 kept: the best", "no epoch kept: none was"))
     assert Run(later.path).config["settings"]["recipe"]["distill"] == 1.0
 
 

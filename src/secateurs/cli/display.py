@@ -172,8 +172,9 @@ class Display:
     def _on_healed(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()
         if facts["epochs_trained"]:
-            kept = f"epoch {facts['kept_epoch']}" if facts["kept_epoch"] else "the weights from before it"
-            self.say(f"  validation {text.share(facts['accuracy_tuned'])} after the fine-tune, {kept} kept")
+            self.say(
+                f"  validation {text.share(facts['accuracy_tuned'])} after the fine-tune ({facts['kept']})"
+            )
 
     def _on_finished(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()

@@ -265,6 +265,7 @@ class _Pruning:
         """Write down what the fine-tune came to."""
         *others, row = self.facts["rows"]
         row = {**row, "accuracy_tuned": history.kept.score, "kept_epoch": history.best}
+        row["kept"] = history.told(self.settings.recipe.patience)
         row["epochs"] = [asdict(epoch) for epoch in history.epochs]
         self.facts["rows"] = [*others, row]
         told = {key: value for key, value in row.items() if key not in ("epochs", "layers")}
@@ -277,6 +278,8 @@ class _Pruning:
         job.doing("measure both models")
         after = {**top1(self.model, job.test_batches()), **sizes(self.model, job.example(1))}
         after["val_accuracy"] = rows[-1]["accuracy_tuned"] if rows else self.facts["before"]["val_accuracy"]
+        if rows:
+            after["kept"] = rows[-1]["kept"]
         after["units"] = self.facts["before"]["units"] - sum(row["removed"] for row in rows)
         speed = speeds({"before": self.origin.model(), "after": self.model}, job.example(1))
         before = self.facts["before"] | speed["before"]

@@ -176,9 +176,12 @@ def _recover(
         observer=job.tell,
         checkpoint=StageCheckpoint(job.run, facts, state),
     )
+    kept = history.told(settings.recipe.patience)
+    trained = {"epochs_trained": len(history.epochs), "accuracy_tuned": history.kept.score}
+    job.tell(Event("healed", {**trained, "kept_epoch": history.best, "kept": kept}))
     job.doing("measure the model")
     after = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
-    after |= {"val_accuracy": history.kept.score, **facts["repair"]}
+    after |= {"val_accuracy": history.kept.score, "kept_epoch": history.best, "kept": kept, **facts["repair"]}
     speed = speeds({"both": model}, job.example(1))["both"]  # nothing is cut, so both are as fast
     finish(job, model, facts["before"] | speed, after | speed, plans=len(plans))
 

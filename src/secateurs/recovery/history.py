@@ -63,6 +63,36 @@ class History:
         """Whether no epoch of the last ``patience`` was better than one before."""
         return patience is not None and len(self.epochs) - self.best >= patience
 
+    def told(self, patience: int | None = None) -> str:
+        """Which epoch's weights were kept, and why, in one sentence.
+
+        Args:
+            patience: The recipe's; the sentence says where it ended the training.
+
+        Example:
+            >>> start, better, worse = (
+            ...     Epoch(number=n, loss=1.0, score=score, val_loss=1.0, seconds=0.1)
+            ...     for n, score in enumerate((0.5, 0.7, 0.6))
+            ... )
+            >>> History(start=start).with_epoch(better).with_epoch(worse).told(patience=1)
+            'epoch 1 of 2 kept: the best validation; stopped after 1 epoch without a better one'
+        """
+        if not self.epochs:
+            return "nothing was trained"
+        which = f"epoch {self.best} of {len(self.epochs)} kept" if self.best else "no epoch kept"
+        over = patience if self.is_over(patience) else None
+        plural = "" if over == 1 else "s"
+        end = f"; stopped after {over} epoch{plural} without a better one" if over else ""
+        return f"{which}: {self._why()}{end}"
+
+    def _why(self) -> str:
+        if self.kept.score is None:
+            return "the last, because nothing was measured"
+        others = (each for each in (self.start, *self.epochs) if each is not self.kept)
+        if self.best and any(each.is_better_than(self.kept) for each in others):
+            return "the last, whatever the validation"
+        return "the best validation" if self.best else "none was better than the weights before them"
+
     def to_dict(self) -> dict[str, Any]:
         """This history as JSON can hold it."""
         return asdict(self)
