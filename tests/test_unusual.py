@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import secateurs
 from models import build
@@ -32,3 +34,35 @@ def test_the_function_is_put_back_whatever_happens() -> None:
         assert F.multi_head_attention_forward is not before
         raise ValueError("an error of the model's own")
     assert F.multi_head_attention_forward is before
+
+
+class FunctionalOperator(nn.Module):
+    """`flex_attention` takes functions, and no schema says what it does: only its neighbourhood is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.qkv, self.out = nn.Linear(8, 6), nn.Linear(6, 96), nn.Linear(32, 6)
+        self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.first(x)
+        query, key, value = self.qkv(stream).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        heads = flex_attention(query, key, value)
+        assert isinstance(heads, Tensor)
+        stream = stream + self.out(heads.transpose(1, 2).flatten(2))
+        return self.down(self.up(stream).relu())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that it runs uncompiled
+def test_an_operator_that_takes_functions_locks_what_it_touches_alone() -> None:
+    torch.manual_seed(0)
+    model, x = FunctionalOperator().eval().requires_grad_(False), torch.randn(2, 16, 8)
+    graph = secateurs.trace(model, x)
+    assert {group.name: group.size for group in graph.groups} == {"first": 6, "up": 10}
+    assert list(graph.unknown) == ["flex_attention"]
+    locked = {(each.parameter, each.dim) for each in graph.locked}
+    assert {("qkv.weight", 0), ("qkv.bias", 0), ("out.weight", 1)} <= locked
+    plan = secateurs.Plan.of(graph, {"first": [0, 4], "up": [1, 2, 7]})
+    small = secateurs.apply(model, plan)
+    assert small.qkv.weight.shape == (96, 4) and small.out.weight.shape == (4, 32)
+    assert secateurs.verify(model, small, plan, x).raise_if_failed().exact_expected

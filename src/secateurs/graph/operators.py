@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 
 _aten = torch.ops.aten
 _LAYOUT = frozenset((_aten.clone.default, _aten.detach.default, _aten.alias.default))
@@ -63,6 +64,11 @@ def operator(func: Any) -> Operator:
 
 
 def _described(func: Any) -> Operator:
+    if isinstance(func, HigherOrderOperator):  # it takes functions, and has no schema
+        return Operator(
+            compared=func, numbers=(float,), asks=False, draws=False, makes=False, is_mutable=False,
+            takes_tensors=False,
+        )  # fmt: skip
     schema, tags = func._schema, func.tags
     return Operator(
         compared=None if func in _LAYOUT else _aten.view.default if func in _VIEWS else func,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.labels import Dim, Labels
+from secateurs.graph.operators import operator
 from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.scaling import SHAPE_ALONE, WAYS
 from secateurs.graph.shadows import (
@@ -90,9 +91,10 @@ class Provenance:
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """An operator has run: give its results their shadows, or fix the rows that it reads."""
         operands = [tensor for tensor in call_tensors(args, kwargs) if shadow_of(tensor) is not None]
-        if not operands or func.overloadpacket in SHAPE_ALONE:
+        packet = getattr(func, "overloadpacket", None)  # operators that take functions have none
+        if not operands or packet in SHAPE_ALONE:
             return
-        way = None if func._schema.is_mutable else WAYS.get(func.overloadpacket)
+        way = None if operator(func).is_mutable else WAYS.get(packet)
         try:
             made = way(self, func, args, kwargs, out) if way else None
         except Exception:  # an unforeseen call costs reduction, not the trace

@@ -183,9 +183,19 @@ def attention_as_written() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """No gradients, and attention as written."""
-    with attention_as_written(), torch.no_grad():
+    """No gradients, attention as written, and nothing compiled: a compiled part shows no operators."""
+    with attention_as_written(), _nothing_compiled(), torch.no_grad():
         yield
+
+
+def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
+    if _COMPILERS.isdisjoint(sys.modules):  # importing the compiler takes longer than most traces
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+_COMPILERS = frozenset(("torch._dynamo", "torch.nn.attention.flex_attention"))
 
 
 def to_meta(value: Any) -> Any:
@@ -212,6 +222,8 @@ class MetaMode(TorchDispatchMode):
     Args:
         answers: What to say where the code asks for values.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, answers: Answers | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

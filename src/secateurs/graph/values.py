@@ -171,6 +171,8 @@ def _as_result(answer: Any) -> Any:
 class Recording(TorchDispatchMode):
     """Notes what a model with data answers each time its code asks for a value."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.answers: list[tuple[Any, Any]] = []

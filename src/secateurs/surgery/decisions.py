@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 _ORDERS = ("sort", "topk", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median")
@@ -39,7 +40,7 @@ class Decisions:
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Keep what an operator was given and gave in the first run; it returns what it gave."""
-        if func._schema.name in _DECIDING:
+        if _decides(func):
             given = [_copied(leaf) for leaf in tree_leaves((args, kwargs))]
             self._made.append((func, given, tree_map_only(Tensor, torch.clone, out)))
         return out
@@ -48,7 +49,7 @@ class Decisions:
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], compute: Callable[[], Any]
     ) -> Any:
         """What the first run decided on the same values; where they are others, what is computed now."""
-        if func._schema.name not in _DECIDING or self._next >= len(self._made):
+        if not _decides(func) or self._next >= len(self._made):
             return compute()
         before, given, out = self._made[self._next]
         self._next += 1
@@ -56,6 +57,10 @@ class Decisions:
         if before is not func or len(given) != len(now) or not all(map(_agree, given, now)):
             return compute()
         return tree_map_only(Tensor, torch.clone, out)
+
+
+def _decides(func: Any) -> bool:
+    return not isinstance(func, HigherOrderOperator) and func._schema.name in _DECIDING
 
 
 def _copied(leaf: Any) -> Any:

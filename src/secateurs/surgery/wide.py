@@ -30,6 +30,8 @@ _WIDER = {
 class WideMode(TorchDispatchMode):
     """Where a model asks for a narrow float it gets float64, so that nothing but rounding is lost."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch._ops import HigherOrderOperator
 
 from secateurs.graph.rules.common import refuse
 from secateurs.graph.running import call_tensors, results_of
@@ -103,8 +104,10 @@ def find_rule(operator: Any) -> Rule | None:
     """The rule of an operator overload, which binds a call's arguments to the operator's schema.
 
     It is the overload's own, its packet's, the pointwise rule if the operator is tagged so, or that of the
-    operator which does the same out of place.
+    operator which does the same out of place. Operators that take functions (`flex_attention`) have none.
     """
+    if isinstance(operator, HigherOrderOperator):
+        return None
     if operator not in _FOUND:
         found = _registered(operator)
         _FOUND[operator] = None if found is None else _bound(operator, found)
