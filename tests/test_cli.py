@@ -287,10 +287,9 @@ def test_progress_on_a_terminal_and_lines_in_a_pipe(images: Path) -> None:
     pty = pytest.importorskip("pty")
     places = [str(Path(secateurs.__file__).parents[1]), str(Path(__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "TERM": "xterm-256color"}
-    code = "from secateurs.cli import main; main()"
-    options = ["train", "--data", str(images), *TINY, "--epochs", "2", "--out", "run"]
+    options = ["-m", "secateurs", "train", "--data", str(images), *TINY, "--epochs", "2", "--out", "run"]
     leader, follower = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", code, *options], stdout=follower, env=environment) as job:
+    with subprocess.Popen([sys.executable, *options], stdout=follower, env=environment) as job:
         os.close(follower)
         shown = b""
         try:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import test_jobs
+from secateurs.cli.text import measured_by
 from secateurs.errors import DataError
 from secateurs.jobs import (
     DataSettings,
@@ -75,6 +76,8 @@ def test_pruning_and_recovering_need_no_labels(trained: Path, photos: Path, tmp_
     assert any(f"labels: {SAID} (" in note for note in seen[0].facts["notes"])
     assert result.metrics["before"]["accuracy"] == result.metrics["before"]["val_accuracy"] == 1.0
     assert {part["labels"] for part in result.metrics.values()} == {SAID}
+    measured = next(event for event in seen if event.name == "measured")
+    assert measured_by(measured.facts) == "agreement with the original"
     assert result.metrics["after"]["macs"] <= 0.3 * result.metrics["before"]["macs"]
     source = DataSettings.from_dict(run.config["data"]).load()
     whole, small = load(trained), load(result.path)

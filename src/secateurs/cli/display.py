@@ -68,7 +68,7 @@ class Display:
         self._remove_bar()
         numbers = f"{text.count(facts['params'])} parameters, {text.count(facts['macs'])} MACs"
         self.say(
-            f"{facts['when']}: test accuracy {text.share(facts['accuracy'])}, {numbers}, "
+            f"{facts['when']}: {text.measured_by(facts)} {text.share(facts['accuracy'])}, {numbers}, "
             f"{text.size(facts['file_bytes'])}"
         )
 
@@ -180,7 +180,7 @@ class Display:
         self._remove_bar()
         before, after = facts["before"], facts["after"]
         if before["params"] == after["params"]:
-            self.say(f"after: test accuracy {text.share(after['accuracy'])}")
+            self.say(f"after: {text.measured_by(after)} {text.share(after['accuracy'])}")
         else:
             self.say("\n" + text.before_after(before, after))
 

@@ -82,6 +82,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = ""
     return "\n".join(text)
 
 
+def measured_by(facts: Mapping[str, Any]) -> str:
+    """What an accuracy is: of images without classes, the share on which the network agrees."""
+    return "agreement with the original" if "labels" in facts else "test accuracy"
+
+
 def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """The table that a job ends with.
 
@@ -93,8 +98,7 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if before.get("accuracy") is not None and after.get("accuracy") is not None:
         points = 100 * (after["accuracy"] - before["accuracy"])
         old, new = share(before["accuracy"]), share(after["accuracy"])
-        label = "agreement with the original" if "labels" in before else "test accuracy"
-        rows.append((label, old, new, f"{points:+.1f} points"))
+        rows.append((measured_by(before), old, new, f"{points:+.1f} points"))
     threads = before.get("threads")
     plural = "" if threads == 1 else "s"
     for key, label, shape in (

@@ -139,7 +139,7 @@ class _Pruning:
             before["units"] = whole.units
             self.facts["before"], self.facts["whole"] = before, asdict(whole)
             self._keep()
-            self.job.tell(Event("measured", {"when": "before", **before}))
+            self.job.tell(Event("measured", {"when": "before", **before, **self.job.labels}))
             return
         self.facts = {key: value for key, value in self.state.facts.items() if key != "training"}
         if self.facts["stage"] == 0:

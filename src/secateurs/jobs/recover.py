@@ -195,7 +195,7 @@ def _repair(
     job.doing("measure the model on the test images")
     before: dict[str, Any] = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
     before["val_accuracy"] = top1(model, job.validation_batches())["accuracy"]
-    job.tell(Event("measured", {"when": "before", **before}))
+    job.tell(Event("measured", {"when": "before", **before, **job.labels}))
     how, images = settings.repair, settings.repair_images
     accuracy = before["val_accuracy"]
     done = repaired(job, whole, model, plan, how=how, images=images, accuracy=accuracy)

@@ -98,7 +98,7 @@ def _sparsify(
         before = {**top1(model, job.test_batches()), **sizes(model, job.example(1))}
         state = State({"before": before}, {})
         job.run.save_state(state)
-        job.tell(Event("measured", {"when": "before", **before}))
+        job.tell(Event("measured", {"when": "before", **before, **job.labels}))
     facts = {"before": state.facts["before"]}
     history = finetune(
         model,

@@ -60,6 +60,11 @@ class Job:
             self.run.log(event)
         self._observer(event)
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Whose answers the labels are, for what is measured by them; nothing where the images have some."""
+        return {} if self.source.is_labelled else {"labels": OWN_ANSWERS}
+
     def doing(self, what: str) -> None:
         """Say what will take a while, so that a terminal can show that something happens."""
         self.tell(Event("doing", {"what": what}))
@@ -206,8 +211,7 @@ def finish(
 ) -> None:
     """Save the model and the metrics; with these the run is finished, and its state is no longer needed."""
     job.run.save_model(model, plans)
-    labels = {} if job.source.is_labelled else {"labels": OWN_ANSWERS}
-    before, after = {**before, **labels}, {**after, **labels}
+    before, after = {**before, **job.labels}, {**after, **job.labels}
     job.tell(Event("finished", {"before": before, "after": after}))
     job.run.save_metrics(before, after)
     job.run.drop_state()
