@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateurs.criteria.observed import EXAMPLES_FIRST, Layout, Reading, UnitIndex
 from secateurs.errors import ScoreError
+from secateurs.graph.calls import is_numbered
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
 from secateurs.graph.running import attention_as_written, frozen, modes_kept
-from secateurs.graph.tracing import is_numbered
 
 Place: TypeAlias = tuple[int, int]  # number of the torch function call, position among its tensors
 

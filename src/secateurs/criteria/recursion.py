@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from secateurs.criteria.observed import Batch
+from secateurs.graph.calls import is_numbered
 from secateurs.graph.running import call_tensors
-from secateurs.graph.tracing import is_numbered
 
 Pair: TypeAlias = tuple[Tensor, Tensor]  # gradient and second derivative, each of an activation's shape
 Step: TypeAlias = Callable[[Pair], tuple[Pair, dict[int, Tensor]]]  # and those of weights, by their id

@@ -8,13 +8,8 @@ from secateurs.jobs.prune import prune_job
 from secateurs.jobs.rank import RankSettings, rank_job
 from secateurs.jobs.recover import RecoverSettings, recover_job
 from secateurs.jobs.sensitivity import SensitivitySettings, sensitivity_job
-from secateurs.jobs.settings import (
-    DataSettings,
-    PruneSettings,
-    SparsifySettings,
-    TrainSettings,
-)
-from secateurs.jobs.sparsify import sparsify_job
+from secateurs.jobs.settings import DataSettings, PruneSettings, TrainSettings
+from secateurs.jobs.sparsify import SparsifySettings, sparsify_job
 from secateurs.jobs.train import train_job
 from secateurs.jobs.workplace import JobResult
 

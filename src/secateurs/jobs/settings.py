@@ -13,7 +13,6 @@ from secateurs.planning.limits import check_least
 from secateurs.planning.schedules import PACES
 from secateurs.recovery.recipe import Recipe
 from secateurs.recovery.repair import WAYS
-from secateurs.recovery.sparsify import check_options
 
 if TYPE_CHECKING:
     from secateurs.data import DataSource
@@ -127,7 +126,7 @@ class TrainSettings(JobSettings):
 
     def __post_init__(self) -> None:
         self._check()
-        _check_untaught(self.recipe, "training")
+        check_untaught(self.recipe, "training")
 
     def resolved(self) -> Self:
         """The same with paths that mean the same from every folder."""
@@ -287,44 +286,6 @@ class PruneSettings(JobSettings):
         return replace(self, source=str(Path(self.source).resolve()), data=data)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SparsifySettings(JobSettings):
-    """What :func:`secateurs.jobs.sparsify_job` is asked to do.
-
-    Attributes:
-        source: The run directory of the trained model.
-        method: The name of a method of training for sparsity.
-        options: What the method takes: ``{"strength": 1e-4}``, ``{"rate": 0.4}``; its usual values if empty.
-        data: Another folder of images; those that the model was trained on if ``None``.
-        kinds: Kinds of groups to act on; every kind if ``None``.
-        skip: Glob patterns of groups to leave alone.
-
-    Example:
-        >>> SparsifySettings(source="runs/train-vgg16", method="sfp", options={"rate": 0.4}).recipe.epochs
-        10
-    """
-
-    source: str
-    method: str = "group-lasso"
-    options: dict[str, float] = field(default_factory=dict)
-    data: str | None = None
-    kinds: tuple[str, ...] | None = None
-    skip: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self._check()
-        check_options(self.method, self.options)
-        check_kinds(self.kinds)
-        if self.recipe.epochs < 1:
-            raise TrainingError(f"`1 <= epochs` must hold, got epochs={self.recipe.epochs}")
-        _check_untaught(self.recipe, "sparsify")
-
-    def resolved(self) -> Self:
-        """The same with paths that mean the same from every folder."""
-        data = None if self.data is None else absolute_data(self.data)
-        return replace(self, source=str(Path(self.source).resolve()), data=data)
-
-
 def recipe_for_images(recipe: Recipe, *, are_labelled: bool) -> Recipe:
     """How a cut network is trained: on images without labels the original teaches, unless told otherwise."""
     return recipe if recipe.distill is not None else replace(recipe, distill=0.0 if are_labelled else 1.0)
@@ -341,7 +302,12 @@ def check_kinds(kinds: tuple[str, ...] | None) -> None:
             raise UnknownNameError("kind of groups", kind, get_args(Kind))
 
 
-def _check_untaught(recipe: Recipe, what: str) -> None:
+def check_untaught(recipe: Recipe, what: str) -> None:
+    """Refuse a share of the loss from a teacher where there is none.
+
+    Raises:
+        TrainingError: The recipe asks for one.
+    """
     for name, share in (("distill", recipe.distill), ("distill_features", recipe.distill_features)):
         if share:
             raise TrainingError(f"{what} has no teacher, so {name} must be 0, got {share}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
 
+from secateurs.errors import TrainingError
 from secateurs.graph import Graph, trace
 from secateurs.jobs.measuring import sizes, speeds, top1
-from secateurs.jobs.settings import SparsifySettings
+from secateurs.jobs.settings import JobSettings, absolute_data, check_kinds, check_untaught
 from secateurs.jobs.workplace import (
     Job,
     JobResult,
@@ -24,10 +26,48 @@ from secateurs.jobs.workplace import (
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.recovery import finetune
 from secateurs.recovery.batch_norm import norms_of, reestimate
-from secateurs.recovery.sparsify import Growing, SoftPruning, Sparsifier, sparsifier
+from secateurs.recovery.sparsify import Growing, SoftPruning, Sparsifier, check_options, sparsifier
 from secateurs.runs import Run
 
 NORM_IMAGES = 2000  # enough for the statistics of batch norms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparsifySettings(JobSettings):
+    """What :func:`secateurs.jobs.sparsify_job` is asked to do.
+
+    Attributes:
+        source: The run directory of the trained model.
+        method: The name of a method of training for sparsity.
+        options: What the method takes: ``{"strength": 1e-4}``, ``{"rate": 0.4}``; its usual values if empty.
+        data: Another folder of images; those that the model was trained on if ``None``.
+        kinds: Kinds of groups to act on; every kind if ``None``.
+        skip: Glob patterns of groups to leave alone.
+
+    Example:
+        >>> SparsifySettings(source="runs/train-vgg16", method="sfp", options={"rate": 0.4}).recipe.epochs
+        10
+    """
+
+    source: str
+    method: str = "group-lasso"
+    options: dict[str, float] = field(default_factory=dict)
+    data: str | None = None
+    kinds: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check()
+        check_options(self.method, self.options)
+        check_kinds(self.kinds)
+        if self.recipe.epochs < 1:
+            raise TrainingError(f"`1 <= epochs` must hold, got epochs={self.recipe.epochs}")
+        check_untaught(self.recipe, "sparsify")
+
+    def resolved(self) -> Self:
+        """The same with paths that mean the same from every folder."""
+        data = None if self.data is None else absolute_data(self.data)
+        return replace(self, source=str(Path(self.source).resolve()), data=data)
 
 
 def sparsify_job(

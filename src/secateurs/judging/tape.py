@@ -1,7 +1,7 @@
 """The torch function calls of one forward pass: what each makes, what is needed later, what changes in place.
 
 Every call of a torch function counts here, also a look at a shape: replaying a pass means to answer all of
-them. The graph numbers fewer (see `secateurs.graph.tracing.is_numbered`); `Tape.places` leads from one to the
+them. The graph numbers fewer (see `secateurs.graph.calls.is_numbered`); `Tape.places` leads from one to the
 other.
 """
 
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateurs.graph.calls import is_numbered
 from secateurs.graph.running import call_tensors, tensors_in
-from secateurs.graph.tracing import is_numbered
 
 
 class OtherPathError(Exception):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateurs.errors import TrainingError
+from secateurs.graph.calls import is_numbered
 from secateurs.graph.running import Inputs, call_model
-from secateurs.graph.tracing import is_numbered
 from secateurs.recovery.readers import Reader, reader_of
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.running import Inputs, call_model, call_tensors, results_of, tensors_in
-from secateurs.graph.tracing import is_numbered
 from secateurs.recovery.chains import Chain, Norm, Step
 from secateurs.recovery.readers import Reader, reader_of
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.graph.calls import watched
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.labels import Dim
 from secateurs.graph.operators import canonical
@@ -15,7 +16,7 @@ from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
 from secateurs.graph.rules import find_call_rule, find_rule
 from secateurs.graph.running import Inputs, call_model, call_tensors, results_of
-from secateurs.graph.tracing import Tracer, watched
+from secateurs.graph.tracing import Tracer
 from secateurs.graph.values import without_masks
 from secateurs.surgery.wide import call_wide, widened
 
