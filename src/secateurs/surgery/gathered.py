@@ -37,6 +37,7 @@ from secateurs.graph.tracing import Tracer
 from secateurs.graph.unions import LOCKED, LabelArray
 from secateurs.graph.values import without_masks
 from secateurs.planning.parts import AxisCut
+from secateurs.surgery.decisions import Decisions
 from secateurs.surgery.following import Call, Follower
 from secateurs.surgery.wide import WideMode, call_wide, run_wide
 
@@ -57,7 +58,7 @@ class NotGathered(VerifyError):
 
 
 def run_gathered(
-    model: nn.Module, axes: Sequence[AxisCut], inputs: Inputs
+    model: nn.Module, axes: Sequence[AxisCut], inputs: Inputs, decisions: Decisions
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs of a model as it is, and of the model without what the axes lose.
 
@@ -65,6 +66,7 @@ def run_gathered(
         model: The model at its full size; it is left as it is.
         axes: What each parameter dimension loses.
         inputs: Inputs with values.
+        decisions: Takes down what the gathered run decides by value.
 
     Raises:
         NotGathered: An operator that mixes units could not be evaluated on the kept ones.
@@ -76,7 +78,7 @@ def run_gathered(
 
     def forward(model: nn.Module, inputs: Inputs) -> Any:
         # as in the follower's run: torch and models look whether there is a mode for torch functions
-        with plain_kernels(), TracedCalls(device_of(model)), Gathering(follower.followed, places):
+        with plain_kernels(), TracedCalls(device_of(model)), Gathering(follower.followed, places, decisions):
             return call_model(model, inputs)
 
     return whole, run_wide(model, inputs, "the gathered original", forward=forward)
@@ -159,13 +161,16 @@ class Places:
 class Gathering(WideMode):
     """Runs the original at its full size, as if the lost places of every dimension were not there."""
 
-    def __init__(self, calls: Sequence[Call], places: Places) -> None:
+    def __init__(self, calls: Sequence[Call], places: Places, decisions: Decisions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls, self._places = iter(calls), places
+        self._calls, self._places, self._decisions = iter(calls), places, decisions
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out one operator: as it is, on the kept indices, or with zeros at the lost ones."""
         args = without_masks(func, args)
+        return self._decisions.note(func, args, kwargs, self._without(func, args, kwargs))
+
+    def _without(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if canonical(func) is None:
             return call_wide(func, args, kwargs)
         call = next(self._calls, None)

@@ -99,10 +99,11 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Without:
-    """What the original gives without the units that left, and as it is."""
+    """What the original gives without the units that left, what it decided by value then, and as it is."""
 
     whole: list[Tensor]
     outputs: list[Tensor]
+    decisions: Decisions
     unproved: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,9 +142,9 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
     """
     check_fits(original, plan)
     mixed = {group.name: group.mixed_by for group in plan.groups if group.mixed_by}
-    decisions = Decisions()
-    without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs, decisions)
-    after = run_wide(pruned, inputs, "the pruned model", forward=deciding(decisions, is_first=False))
+    without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs)
+    forward = deciding(without.decisions, is_first=False)
+    after = run_wide(pruned, inputs, "the pruned model", forward=forward)
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (without.outputs, after)]
     problem = f"output shapes {shapes[1]} instead of {shapes[0]}" if shapes[0] != shapes[1] else ""
     finite = [[t.isfinite() for t in outputs] for outputs in (without.outputs, after)]
@@ -164,15 +165,16 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
 # -- the original without the units ---------------------------------------------------------------
 
 
-def _silenced(original: nn.Module, plan: Plan, inputs: Inputs, decisions: Decisions) -> _Without:
+def _silenced(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     """The first way: the units' consumers read zero."""
+    decisions = Decisions()
     whole = run_wide(original, inputs, "the original")
     original = _rounded_alike(original, plan.rescaled)
     tensors = tensors_of(original)
     exchanged = zeroed(tensors, silencing(tensors, plan.axes))
     forward = deciding(decisions, is_first=True)
     outputs = run_wide(original, inputs, "the silenced original", exchanged=exchanged, forward=forward)
-    return _Without(whole=whole, outputs=outputs)
+    return _Without(whole=whole, outputs=outputs, decisions=decisions)
 
 
 def _rounded_alike(original: nn.Module, scales: Sequence[RowScale]) -> nn.Module:
@@ -197,12 +199,15 @@ def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
     parts: _Parts | None = None
     model, axes = _rounded_alike(original, plan.rescaled), plan.axes
     while True:
+        decisions = Decisions()
         try:
-            whole, outputs = run_gathered(model, axes, inputs)
+            whole, outputs = run_gathered(model, axes, inputs, decisions)
         except NotGathered as failure:
             if len(unproved) == len(plan.groups):  # nothing is left to gather
-                outputs = run_wide(model, inputs, "the cut original")
-                return _Without(whole=before or [], outputs=outputs, unproved=unproved)
+                decisions = Decisions()
+                forward = deciding(decisions, is_first=True)
+                outputs = run_wide(model, inputs, "the cut original", forward=forward)
+                return _Without(whole=before or [], outputs=outputs, decisions=decisions, unproved=unproved)
             parts = parts or _Parts(original, plan, inputs)
             before = before or run_wide(original, inputs, "the original")
             names = parts.behind(failure, unproved)
@@ -212,7 +217,7 @@ def _gathered(original: nn.Module, plan: Plan, inputs: Inputs) -> _Without:
             left = [s for s in plan.rescaled if (s.parameter, s.dim, s.factor) not in done]
             model, axes = apply(_rounded_alike(original, left), cut), _what_is_left(plan, cut)
         else:
-            return _Without(whole=before or whole, outputs=outputs, unproved=unproved)
+            return _Without(whole=before or whole, outputs=outputs, decisions=decisions, unproved=unproved)
 
 
 class _Parts:
