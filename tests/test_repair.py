@@ -520,24 +520,43 @@ TWO_PROCESSES = """
 import sys
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from test_repair import prepared, repair
+from test_repair import UNEQUAL, prepared, repair, wide
 import torch
 
 torch.manual_seed(0)
-model, small, plan, inputs = prepared("in place")
+model, small, plan, inputs = wide() if sys.argv[2] == "wide" else prepared(sys.argv[2])
 here = Accelerator()
-own = list(inputs.split(6))[here.process_index :: here.num_processes]
+own = list(inputs.split(UNEQUAL))[here.process_index :: here.num_processes]
 done = repair(model, small, plan, own, how=sys.argv[1], accelerator=here)
 assert (here.num_processes, done.images) == (2, 24)
 save_file(small.state_dict(), f"result-{here.process_index}.safetensors")
 """
 
 
+UNEQUAL = [6, 6, 6, 4, 2]  # images in a batch, dealt out to two processes
+
+
+def wide() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
+    """A layer that reads more values than there are images, so that their rows are kept."""
+    torch.manual_seed(0)
+    model, inputs = ready(Convolutions(nn.Linear(5, 200), nn.Linear(200, 3))), torch.randn(24, 5)
+    plan, small = cut(model, inputs, {"first": list(range(100))})
+    return model, small, plan, inputs
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["batch-norm", "compensate", "reconstruct"])
-def test_two_processes_end_as_one(tmp_path: Path, how: str) -> None:
-    model, alone, plan, inputs = prepared("in place")
-    repair(model, alone, plan, inputs.split(6), how=how)
+@pytest.mark.parametrize(
+    ("how", "case"),
+    [
+        ("batch-norm", "in place"),
+        ("compensate", "in place"),
+        ("reconstruct", "in place"),
+        ("reconstruct", "wide"),
+    ],
+)
+def test_two_processes_end_as_one(tmp_path: Path, how: str, case: str) -> None:
+    model, alone, plan, inputs = wide() if case == "wide" else prepared(case)
+    repair(model, alone, plan, inputs.split(UNEQUAL), how=how)
     script = tmp_path / "heal.py"
     script.write_text(TWO_PROCESSES)
     places = [str(Path(secateurs.__file__).parents[1]), str(Path(__file__).parent)]
@@ -549,7 +568,7 @@ def test_two_processes_end_as_one(tmp_path: Path, how: str) -> None:
     }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
-        [*launch, str(script), how], env=environment, cwd=tmp_path, capture_output=True, check=True
+        [*launch, str(script), how, case], env=environment, cwd=tmp_path, capture_output=True, check=True
     )
     first, second = (load_file(path) for path in sorted(tmp_path.glob("result-*")))
     for name, tensor in alone.state_dict().items():
