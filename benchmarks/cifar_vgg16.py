@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar_vgg16.safetensors"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -40,7 +41,8 @@ def main() -> None:
         model.train()
         for inputs, targets in augmented(images, labels, 128, args.seed * 1000 + epoch):
             optimizer.zero_grad()
-            loss = cross_entropy(model(inputs), targets, label_smoothing=0.05)
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+                loss = cross_entropy(model(inputs), targets, label_smoothing=0.05)
             loss.backward()
             optimizer.step()
             schedule.step()

@@ -1,11 +1,12 @@
 """CIFAR-10 networks at a given speed-up: after the cut, after the repair, and after epochs with a teacher.
 
-Run: python -m benchmarks.recovery resnet56 --threads 1 [--speedup 2.13] [--epochs 1] [--seeds 3]
+Run: python -m benchmarks.recovery resnet56 --threads 1 [--speedup 2.13] [--epochs 1 10 20] [--seeds 0 1 2]
      python -m benchmarks.recovery vgg16 --weights runs/cifar_vgg16.safetensors --width 0.25 --speedup 2.5
 
 All rows of a network have the same MACs and the same fine-tuning, distillation included. Torch-Pruning's
 rows are cut with one share for all layers, found by bisection, and its groups of coupled layers; ours are
 repaired, once with units and shares by reconstruction error and once with the same share of each group.
+Each number of epochs is a training of its own, from the cut or repaired network, with its own schedule.
 """
 
 from __future__ import annotations
@@ -112,13 +113,19 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="width of VGG-16")
     parser.add_argument("--speedup", type=float, default=2.13, help="times fewer MACs")
     parser.add_argument("--images", type=int, default=2000, help="images to rank and repair on")
-    parser.add_argument("--epochs", type=int, default=1, help="epochs of fine-tuning; 0 for none")
+    parser.add_argument(
+        "--epochs", type=int, nargs="*", default=[1], help="fine-tunings, each from the start"
+    )
     parser.add_argument("--epoch-images", type=int, default=50_000)
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.01], help="one for all, or one for each")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the fine-tuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--tested", type=int, default=10_000, help="test images")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *THEIRS], default=[*ROWS, *THEIRS])
     args = parser.parse_args()
+    rates = args.lr * len(args.epochs) if len(args.lr) == 1 else args.lr
+    if len(rates) != len(args.epochs):
+        parser.error(f"--lr has {len(rates)} values and --epochs {len(args.epochs)}; give one or as many")
     torch.set_num_threads(args.threads)
     header(f"CIFAR-10 {args.network} at {args.speedup:g}x fewer MACs")
     images, labels = cifar10(args.data, "train")
@@ -126,10 +133,12 @@ def main() -> None:
     model = network(args)
     print(
         f"base {top1(model, *tested):.4f} on {len(tested[1])} test images; {args.images} images to rank and "
-        f"repair on; {args.epochs} epochs of {args.epoch_images} images"
+        f"repair on; epochs of {args.epoch_images} images, {args.epochs} of them at {rates}, "
+        f"precision {args.precision}",
+        flush=True,
     )
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         some = [(images[part], labels[part]) for part in order[: args.images].split(100)]
         for name, small, plan in contenders(model, some, 1 / args.speedup, args.rows):
@@ -138,22 +147,43 @@ def main() -> None:
                 started = time.process_time()
                 repair(model, small, plan, some)
                 row |= {"repair_s": time.process_time() - started, "repaired": top1(small, *tested)}
-            if args.epochs:
-                chosen = order[: args.epoch_images]
+            print(f"seed {seed}, {name}: {told(row)}", flush=True)
+            chosen = order[: args.epoch_images]
+            for epochs, lr in zip(args.epochs, rates, strict=True):
+                tuned = copy.deepcopy(small).requires_grad_(True)
+                recipe = Recipe(
+                    epochs=epochs,
+                    lr=lr,
+                    weight_decay=5e-4,
+                    distill=0.7,
+                    precision=args.precision,
+                    seed=seed,
+                )
                 finetune(
-                    small.requires_grad_(True),
+                    tuned,
                     lambda seed, chosen=chosen: augmented(images[chosen], labels[chosen], 128, seed),
-                    recipe=Recipe(epochs=args.epochs, lr=args.lr, weight_decay=5e-4, distill=0.7, seed=seed),
+                    recipe=recipe,
                     teacher=model,
                 )
-                row["tuned"] = top1(small, *tested)
+                row[f"{epochs} epochs"] = top1(tuned, *tested)
+                print(f"seed {seed}, {name}, {epochs} epochs: {row[f'{epochs} epochs']:.4f}", flush=True)
             found.setdefault(name, []).append(row)
-            print(f"seed {seed}, {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
-    print("\n| | MACs | cut | repaired | fine-tuned |\n| --- | --- | --- | --- | --- |")
+    columns = ["macs", "cut", "repaired", *(f"{epochs} epochs" for epochs in args.epochs)]
+    print(f"\n| | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
     for name, rows in found.items():
-        cells = [statistics.mean(row.get(key, float("nan")) for row in rows) for key in
-                 ("macs", "cut", "repaired", "tuned")]  # fmt: skip
-        print(f"| {name} | " + " | ".join("" if c != c else f"{c:.1%}" for c in cells) + " |")
+        cells = (shown([row[column] for row in rows if column in row]) for column in columns)
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def told(row: dict[str, float]) -> str:
+    """The figures of a row in one line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in row.items())
+
+
+def shown(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds, in per cent."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}" if values else ""
 
 
 if __name__ == "__main__":
