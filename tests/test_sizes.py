@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from dataclasses import dataclass
@@ -286,6 +287,52 @@ def test_memoised_methods_compute_anew_as_well() -> None:
     model(x)  # so that the memo holds an answer
     graph = secateurs.trace(model, x)
     assert [(group.name, group.size) for group in graph.groups] == [("make", 3), ("make#2", 4)]
+
+
+class SizesTwice(nn.Module):
+    """States a size in a dictionary, computes with its items, and rebuilds these when it is copied."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.items = tuple(sizes.items())
+        self.names = tuple(sizes)  # no items
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"sizes": self.sizes}
+
+    def __setstate__(self, state: dict[str, dict[str, int]]) -> None:
+        self.__init__(**state["sizes"])  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        ((_, heads),) = self.items
+        return x.view(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+class ReadsItems(nn.Module):
+    """Heads by a layer as einops builds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.parts, self.read = nn.Linear(6, 12), SizesTwice(h=3), nn.Linear(12, 4)
+        self.gain = nn.Parameter(torch.rand(3, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read((self.parts(self.make(x)) * self.gain).relu().flatten(-2))
+
+
+def test_the_items_of_a_dictionary_beside_it_change_with_it() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6)
+    model = ReadsItems().eval()
+    graph = secateurs.trace(model, x)
+    assert [(group.name, group.size) for group in graph.groups] == [("make", 3), ("make#2", 4)]
+    plan = secateurs.Plan.of(graph, {"make": [1], "make#2": [0]})
+    small = secateurs.apply(model, plan)
+    assert (small.parts.sizes, small.parts.items, small.parts.names) == ({"h": 2}, (("h", 2),), ("h",))
+    assert (model.parts.sizes, model.parts.items) == ({"h": 3}, (("h", 3),))
+    secateurs.verify(model, small, plan, x)
+    assert torch.equal(copy.deepcopy(small)(x), small(x))
 
 
 # -- the pieces ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,9 +18,11 @@ def attach_origins(model: nn.Module, book: Book) -> None:
     """Replace the integer attributes of a private copy of a model by integers that know their origin.
 
     Objects and dictionaries that a module holds, such as a configuration, are looked into one level deep;
-    each module gets a copy of its own, so that it is known which module read a value.
+    each module gets a copy of its own, so that it is known which module read a value. Where a module keeps
+    the items of such a dictionary beside it, they are the dictionary's own values.
     """
     for path, module in modules_of(model):
+        twins = list(_twins(module))
         for name, value in list(module.__dict__.items()):
             if name in _MODULE_INTERNALS or type(value) in _PLAIN:
                 continue
@@ -37,6 +40,8 @@ def attach_origins(model: nn.Module, book: Book) -> None:
                     if owned is not value:  # as for members of an enumeration
                         _contents_of(owned).update({k: item for k, item in found.items() if item is not None})
                         module.__dict__[name] = owned
+        for name, twin in twins:
+            module.__dict__[twin] = type(module.__dict__[twin])(module.__dict__[name].items())
 
 
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__)
@@ -54,6 +59,24 @@ def _traced(value: Any, path: str, name: str, book: Book) -> Any:
             for place, item in enumerate(value)
         )
     return None
+
+
+def _twins(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """The dictionaries with integers and the tuples or lists of their items that a module holds, by name.
+
+    einops' layers compute with such a tuple, and rebuild it from the dictionary when they are copied.
+    """
+    held = module.__dict__
+    for name, value in held.items():
+        if name not in _MODULE_INTERNALS and type(value) is dict and _has_integer(value):
+            items = list(value.items())
+            for twin, other in held.items():
+                if type(other) in (tuple, list) and len(other) == len(items) and list(other) == items:
+                    yield name, twin
+
+
+def _has_integer(value: dict[Any, Any]) -> bool:
+    return any(isinstance(item, int) for item in value.values())
 
 
 def _contents(value: Any) -> dict[Any, Any] | None:
@@ -74,11 +97,14 @@ def _contents_of(value: Any) -> dict[Any, Any]:
 def set_integer(model: nn.Module, module: str, attribute: str, position: int | None, value: int) -> None:
     """Write a new size into a module's attribute, or into one item of it.
 
-    An object between the module and the attribute, which others may share, is copied first.
+    An object between the module and the attribute, which others may share, is copied first. The items of
+    a dictionary that stand beside it become those of the changed one.
     """
-    held = model.get_submodule(module).__dict__
+    owner = model.get_submodule(module)
+    held, twins = owner.__dict__, []
     *holders, name = attribute.split(".", 1)
     for holder in holders:
+        twins = [twin for each, twin in _twins(owner) if each == holder]
         held[holder] = copy.copy(held[holder])
         held = _contents_of(held[holder])
     if position is None:
@@ -87,3 +113,5 @@ def set_integer(model: nn.Module, module: str, attribute: str, position: int | N
         items = list(held[name])
         items[position] = value
         held[name] = type(held[name])(items)
+    for twin in twins:
+        owner.__dict__[twin] = type(owner.__dict__[twin])(held.items())
