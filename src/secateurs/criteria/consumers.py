@@ -79,7 +79,7 @@ class Consumers:
             reads = [read for read in self._reads[call] if _along(read, reader)]
             kind = WidePlace if reader.columns > _WIDEST else Place
             chain = (self._chains or {}).get(call)
-            self.places[call] = kind(reads, reader, self._device, scale=chain.scale if chain else None)
+            self.places[call] = kind(reads, reader, self._device, chain)
         return self.places[call]
 
     def regressions(self, group: Group, *, centred: bool) -> list[Regression]:

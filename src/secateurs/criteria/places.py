@@ -15,6 +15,7 @@ from secateurs.criteria.elimination import Regression
 from secateurs.criteria.processes import add_up
 from secateurs.errors import ScoreError
 from secateurs.graph.groups import Group, UnitRead
+from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import Moments
 from secateurs.recovery.readers import Reader
 
@@ -31,8 +32,8 @@ class Place:
         reads: Which units it reads, along the dimension that it sums over.
         reader: The call in the first batch.
         device: Where sums are kept.
-        scale: ``(outputs,)`` what its outputs are multiplied by until the point where they matter; None if
-            errors are to be those of the outputs themselves, as shares of their mean square.
+        chain: The way to the point where its outputs matter; None if errors are to be those of the outputs
+            themselves, as shares of their mean square.
     """
 
     def __init__(
@@ -40,15 +41,15 @@ class Place:
         reads: Sequence[UnitRead],
         reader: Reader,
         device: torch.device,
-        *,
-        scale: Tensor | None = None,
+        chain: Chain | None = None,
     ) -> None:
-        self.reads, self._channel = list(reads), reader.channel
+        self.reads, self._channel = list(reads), reader.channel if chain is None else chain.channel
         self._kernel, self._groups = reader.kernel, reader.groups
         self._width = reader.columns // reader.kernel  # channels of each group
         weight = reader.matrix().detach()  # (G, outputs of a group, columns)
-        self.weight = weight if scale is None else weight * scale.to(weight).view(*weight.shape[:2], 1)
-        self._at_point = scale is not None
+        scale = None if chain is None else chain.scale.to(weight).view(*weight.shape[:2], 1)
+        self.weight = weight if scale is None else weight * scale
+        self._at_point = chain is not None
         self._seen = torch.zeros(2, dtype=torch.float64, device=device)  # positions, sum of squares
         self._sums = torch.zeros(reader.outputs, dtype=torch.float64, device=device)
         self._start(reader, device)

@@ -1,4 +1,4 @@
-"""What lies between a layer and the point where its outputs matter: norms, scales and sums of channels."""
+"""What lies between a layer and the point where its outputs matter: norms, scales, sums and moves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateurs.recovery.readers import Reader
+from secateurs.recovery.moves import Move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,16 +48,20 @@ class Step:
         channel: The dimension that the scale or shift belongs to, counted from the end; None for any.
         norm: The batch norm that the step is, if it is one.
         shift: The parameter that is added, if the step is a sum with one.
+        move: The call as a function of its argument, if all that it does is to move values.
+        is_plain: Whether the values stay as they are, so that no chain need end behind the step.
     """
 
     scale: Tensor
     channel: int | None = None
     norm: Norm | None = None
     shift: Tensor | None = None
+    move: Move | None = None
+    is_plain: bool = False
 
-    def fits(self, reader: Reader) -> bool:
-        """Whether it works along the channels of a reader's result."""
-        return self.channel in (None, reader.channel) and len(self.scale) in (1, reader.outputs)
+    def fits(self, channel: int, count: int) -> bool:
+        """Whether it works along so many channels in a dimension, counted from the end."""
+        return self.channel in (None, channel) and len(self.scale) in (1, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,6 +71,8 @@ class Chain:
     Args:
         call: Number of the layer's call.
         point: Number of the call that gives the point's value.
+        channel: The dimension of the channels there, counted from the end.
+        moves: Numbers of the calls on the way that only move values.
         scale: ``(C,)`` in float64: what the layer's outputs are multiplied by on the way.
         norm: The batch norm with scale and shift that takes the layer's outputs directly, and nothing else.
         onward: ``(C,)``: what they are multiplied by behind that norm.
@@ -75,6 +81,8 @@ class Chain:
 
     call: int
     point: int
+    channel: int
+    moves: tuple[int, ...]
     scale: Tensor
     norm: Norm | None
     onward: Tensor

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from secateurs.recovery.chains import Chain, Norm
 from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
+from secateurs.recovery.moves import positions_of, values_at
 from secateurs.recovery.passes import Reading
 from secateurs.recovery.readers import Reader
 from secateurs.recovery.samples import MOST_ROWS, Samples, are_few
@@ -136,14 +137,14 @@ class Equations:
             readings: What the layers read.
             chance: Draws the positions.
         """
-        reader = self.fit.links[0].reader
-        count = reader.positions(smaller.shape)
+        channel = self.fit.links[0].chain.channel
+        count = positions_of(smaller.shape, channel)
         places = sampled(count, chance, self._rows) if self.fit.weights else torch.arange(count)
-        aim = reader.at(original, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
+        aim = values_at(original, channel, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
         aim = aim * self.fit.factors.to(aim)
-        missing = aim - reader.at(smaller, places).double()
+        missing = aim - values_at(smaller, channel, places).double()
         self._values.add(aim[:, :0], torch.cat([aim, missing], 1))
-        read = [readings[link.chain.call].reader for link in self.fit.links if self.fit.weights]
+        read = [readings[link.chain.call] for link in self.fit.links if self.fit.weights]
         rows = torch.cat([each.rows(places) for each in read], 2) if read else missing[:, :0]  # (G, n, K)
         groups = self.fit.groups
         self.missing.add(rows, missing.reshape(len(missing), groups, -1).movedim(1, 0))
@@ -243,10 +244,10 @@ def correct(equations: Equations, solution: Solution, smaller: Tensor, readings:
     """Change the smaller network's value at the point, in place, as the new weights would have."""
     for place, link in enumerate(equations.fit.links if solution.weights else ()):
         reader = link.reader
-        more = readings[link.chain.call].again(
+        more = readings[link.chain.call].at_point(
             reader.unfolded(solution.weights[place].to(reader.weight.dtype))
         )
         smaller += more.to(smaller.dtype)
     shape = [1] * smaller.dim()
-    shape[equations.fit.links[0].reader.channel] = len(solution.bias)
+    shape[equations.fit.links[0].chain.channel] = len(solution.bias)
     smaller += solution.bias.to(smaller.dtype).view(shape)

@@ -14,6 +14,7 @@ from secateurs.graph.running import Inputs
 from secateurs.planning.plan import Plan
 from secateurs.recovery.fitting import Fit, Link
 from secateurs.recovery.moments import WIDEST
+from secateurs.recovery.moves import positions_of
 from secateurs.recovery.points import Recorder
 from secateurs.recovery.readers import Reader
 
@@ -85,7 +86,7 @@ def _together(links: list[Link], small: Recorder) -> dict[tuple[int, int, int], 
     found: dict[tuple[int, int, int], list[Link]] = {}
     for link in links:
         alone = link.chain.call if link.reader.groups > 1 else -1
-        found.setdefault((link.chain.point, link.reader.channel, alone), []).append(link)
+        found.setdefault((link.chain.point, link.chain.channel, alone), []).append(link)
     return found
 
 
@@ -94,7 +95,8 @@ def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
     kept, factors = search.rows[links[0].name]
     if weights and len(links) > 1 and sum(link.reader.columns for link in links) > WIDEST:
         return [fit for link in links for fit in _fits([link], search, weights)]
-    positions = links[0].reader.positions(search.small.shape(links[0].chain.point))
+    chain = links[0].chain
+    positions = positions_of(search.small.shape(chain.point), chain.channel)
     fit = Fit(links=tuple(links), kept=kept, factors=factors, weights=weights, positions=positions)
     if weights or fit.can_shift:
         return [fit]
@@ -165,8 +167,10 @@ class _Search:
             return "its outputs do not correspond to the original's"
         chain = self.small.chain(call, alone=bool((factors != 1).any()))
         before, after = list(self.whole.shape(chain.point)), list(self.small.shape(chain.point))
-        channel = reader.channel
-        if (before.pop(channel), after.pop(channel)) != (other.outputs, reader.outputs) or before != after:
+        if (before.pop(chain.channel), after.pop(chain.channel)) != (
+            other.outputs,
+            reader.outputs,
+        ) or before != after:
             return "its outputs are cut along another dimension too"
         key = name if name not in self.rows else f"{name} (call {call})"
         self.rows[key] = (kept, factors)

@@ -8,8 +8,8 @@ the middle of the model's own ``forward`` until the layer it has come to is refi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,21 +18,39 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.errors import TrainingError
 from secateurs.graph.calls import is_numbered
-from secateurs.graph.running import Inputs, call_model
+from secateurs.graph.running import Inputs, call_model, call_tensors
+from secateurs.recovery.moves import Move, move_of, origins
 from secateurs.recovery.readers import Reader, reader_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Reading:
     """What weights read in one call of a pass, and the call itself with other weights.
 
     Args:
         reader: What is read.
         again: The result of the call for another weight, without its bias.
+        shape: The shape of that result.
+        moves: What moves the result on its way to the point where it matters.
     """
 
     reader: Reader
     again: Callable[[Tensor], Tensor]
+    shape: torch.Size = field(default_factory=torch.Size)
+    moves: list[Move] = field(default_factory=list)
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """What the weights read for some positions of the point; ``(G, n, columns)``."""
+        if self.moves:
+            positions = origins(self.shape, self.reader.channel, self.moves)[positions]
+        return self.reader.rows(positions)
+
+    def at_point(self, weight: Tensor) -> Tensor:
+        """What the call adds at the point with another weight, without its bias and but for the scale."""
+        result = self.again(weight)
+        for move in self.moves:
+            result = move(result)
+        return result
 
 
 class _Left(BaseException):
@@ -48,6 +66,7 @@ class SuspendedPass(TorchFunctionMode):
         stops: Numbers of the calls at which the pass waits, once their result is there.
         reads: Numbers of the calls of which to keep what weights read, until `forget`.
         copied: Those of them whose inputs are overwritten before the pass stops, so that a copy is kept.
+        moves: Which of them the calls belong to that only move their results on.
 
     Attributes:
         value: The result of the call that the pass waits at; changes made to it in place count.
@@ -70,10 +89,12 @@ class SuspendedPass(TorchFunctionMode):
         stops: Collection[int],
         reads: Collection[int] = (),
         copied: Collection[int] = (),
+        moves: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self._model, self._inputs = model, inputs
         self._stops, self._reads, self._copied = frozenset(stops), frozenset(reads), frozenset(copied)
+        self._moves = moves or {}
         self.value = torch.empty(0)
         self.readings: dict[int, Reading] = {}
         self._call, self._at, self._is_closed = 0, -1, False
@@ -141,7 +162,11 @@ class SuspendedPass(TorchFunctionMode):
         self._call += 1
         if number in self._reads:
             self._read(number, func, args, kwargs)
+        if number in self._moves:
+            self._move(self.readings.get(self._moves[number]), func, args, kwargs)
         out = func(*args, **kwargs)
+        if number in self.readings:
+            self.readings[number].shape = out.shape
         if number in self._stops:
             self._wait(number, out)
         return out
@@ -165,6 +190,14 @@ class SuspendedPass(TorchFunctionMode):
             return result
 
         self.readings[number] = Reading(reader, again)
+
+    def _move(
+        self, reading: Reading | None, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        (moved,) = call_tensors(args, kwargs)
+        move = move_of(func, args, kwargs, moved)
+        if reading is not None and move is not None:
+            reading.moves.append(move)
 
     def _wait(self, number: int, out: Tensor) -> None:
         self.value, self._at = out, number

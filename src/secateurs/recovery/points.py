@@ -2,7 +2,8 @@
 
 What a refitted layer is to give is decided where the network goes on from it. From the call of a layer one
 follows its result as long as a single call reads it and works channel by channel: a batch norm, a scale, a
-sum with whatever else. The last such result is the *point*. There the smaller network is compared with the
+sum with whatever else, and what only moves values, such as a permutation. The last such result is the
+*point*. There the smaller network is compared with the
 original, so that the layer also makes up for what the other side of a sum lacks.
 """
 
@@ -20,6 +21,7 @@ from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.running import Inputs, call_model, call_tensors, results_of, tensors_in
 from secateurs.recovery.chains import Chain, Norm, Step
+from secateurs.recovery.moves import channel_of, move_of, numbered
 from secateurs.recovery.readers import Reader, reader_of
 
 _SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
@@ -95,15 +97,10 @@ class Recorder(TorchFunctionMode):
             call: Number of the reader's call.
             alone: Stay at the call's own result.
         """
-        reader, tip = self.readers[call], call
-        steps: list[Step] = []
-        while not alone:
-            readers = self._read_by.get(tip, [])
-            step = self._steps.get((readers[0], tip)) if len(readers) == 1 else None
-            if step is None or not step.fits(reader):
-                break
-            steps.append(step)
-            tip = readers[0]
+        reader = self.readers[call]
+        way = [] if alone else self._way(call, reader)
+        steps = [step for _, step, _ in way]
+        tip, channel = (way[-1][0], way[-1][2]) if way else (call, reader.channel)
         onward = torch.ones(reader.outputs, dtype=torch.float64, device=reader.weight.device)
         homes: list[tuple[Tensor, Tensor]] = []
         behind = onward
@@ -116,9 +113,35 @@ class Recorder(TorchFunctionMode):
         if reader.bias is not None and self.uses(reader.bias) == 1:
             homes.insert(len(self._homes_of(steps[0], onward)) if norm else 0, (reader.bias, onward))
         return Chain(
-            call=call, point=tip, scale=onward, norm=norm if is_own else None, onward=behind,
+            call=call,
+            point=tip,
+            channel=channel,
+            moves=tuple(number for number, step, _ in way if step.move is not None),
+            scale=onward,
+            norm=norm if is_own else None,
+            onward=behind,
             homes=tuple(homes),
-        )  # fmt: skip
+        )
+
+    def _way(self, call: int, reader: Reader) -> list[tuple[int, Step, int]]:
+        """The steps from a reader to its point: the call, and the dimension of the channels behind it."""
+        way: list[tuple[int, Step, int]] = []
+        tip, channel, numbers = call, reader.channel, None
+        while len(readers := self._read_by.get(tip, [])) == 1:
+            step = self._steps.get((readers[0], tip))
+            if step is None or not step.fits(channel, reader.outputs):
+                break
+            if step.move is not None:
+                numbers = step.move(numbered(self._shapes[call], channel) if numbers is None else numbers)
+                found = channel_of(numbers, reader.outputs)
+                if found is None:
+                    break
+                channel = found
+            tip = readers[0]
+            way.append((tip, step, channel))
+        while way and way[-1][1].is_plain:
+            way.pop()
+        return way
 
     def behind(self, names: Collection[str]) -> set[int]:
         """The calls that are given other values where the calls with these parameters give others."""
@@ -180,7 +203,7 @@ class Recorder(TorchFunctionMode):
         if len(results) == 1:
             self._shapes[number] = results[0].shape
             for maker, (step, shape) in steps.items():
-                if results[0].shape == shape:
+                if step.move is not None or results[0].shape == shape:
                     self._steps[number, maker] = step
         is_data = self._is_data(operands)
         for result in results:
@@ -257,7 +280,9 @@ class Recorder(TorchFunctionMode):
                 self._norms[len(self.names) - 1] = norm
                 yield makers[0], (Step(norm.scale, 1 - operands[0].dim(), norm), operands[0].shape)
         elif name in _COPIES or (name in _DROPOUTS and not _is_training(args, kwargs)):
-            yield makers[0], (Step(one), operands[0].shape)
+            yield makers[0], (Step(one, is_plain=True), operands[0].shape)
+        elif len(operands) == 1 and (move := move_of(func, args, kwargs, operands[0])) is not None:
+            yield makers[0], (Step(one, move=move, is_plain=True), operands[0].shape)
         elif name in _SUMS and kwargs.get("alpha", 1) == 1:
             for maker, tensor in zip(makers, operands, strict=True):
                 if maker >= 0:

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.calls import is_numbered
+from secateurs.recovery.moves import positions_of
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
@@ -46,7 +47,7 @@ class Reader:
         >>> rows.shape, reader.matrix().shape
         (torch.Size([2, 2, 18]), torch.Size([2, 3, 18]))
         >>> given = (rows @ reader.matrix().mT).movedim(0, 1).flatten(1) + layer.bias
-        >>> torch.allclose(given, reader.at(layer(x), torch.tensor([0, 48])), atol=1e-6)
+        >>> torch.allclose(given, layer(x)[0, :, [0, 6], [0, 6]].T, atol=1e-6)
         True
     """
 
@@ -119,18 +120,9 @@ class Reader:
         places = torch.unravel_index(positions, windows.shape[: 1 + len(self.windows)])
         return windows[places].reshape(len(positions), self.groups, -1).movedim(1, 0)
 
-    def at(self, result: Tensor, positions: Tensor) -> Tensor:
-        """The values of a tensor of the result's shape at some positions; ``(n, channels)``."""
-        result = result.movedim(self.channel, -1)
-        return (
-            result[torch.unravel_index(positions.to(result.device), result.shape[:-1])]
-            if result.dim() > 1
-            else result[None]
-        )
-
     def positions(self, shape: torch.Size) -> int:
         """How many positions a result of a shape has."""
-        return shape.numel() // max(int(shape[self.channel]), 1)
+        return positions_of(shape, self.channel)
 
     def _windows(self) -> Tensor:
         """Every window of the source, as a view of it or of a padded copy."""

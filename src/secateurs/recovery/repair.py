@@ -253,9 +253,18 @@ class _Pair:
         stops = {fit.point for fit in fits}
         reads = {link.chain.call for fit in fits for link in fit.links if fit.weights}
         copied = reads & self._layout.copied
+        moves = {
+            move: link.chain.call
+            for fit in fits
+            if fit.weights
+            for link in fit.links
+            for move in link.chain.moves
+        }
         self._passes = (
             SuspendedPass(self._job.model, self._inputs, stops=stops),
-            SuspendedPass(self._job.smaller, self._inputs, stops=stops, reads=reads, copied=copied),
+            SuspendedPass(
+                self._job.smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
+            ),
         )
         return self._passes
 
