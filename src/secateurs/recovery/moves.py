@@ -46,7 +46,7 @@ def move_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], moved: Ten
     name = getattr(func, "__name__", "")
     if name not in _MOVES or any(isinstance(each, torch.dtype) for each in (*args, *kwargs.values())):
         return None
-    called = torch.Tensor.reshape if name == "view" else func  # numbers may lie otherwise in memory
+    called: Any = torch.Tensor.reshape if name == "view" and not kwargs else func  # whatever the strides
     places = [place for place, each in enumerate(args) if each is moved]
     names = [name for name, each in kwargs.items() if each is moved]
     if len(places) + len(names) != 1:
