@@ -27,6 +27,8 @@ from secateurs.jobs import (
 )
 from secateurs.jobs.answers import answered
 from secateurs.progress import Event
+from secateurs.report import measured_in
+from secateurs.report.charts import quantities
 from secateurs.runs import Run, load
 from test_jobs import FAST, interrupted_at, pruning, saved, training
 
@@ -167,5 +169,16 @@ def test_what_needs_classes_says_so(
 
 
 def test_ranking_takes_the_same_answers(trained: Path, photos: Path) -> None:
-    rows = rank_job(RankSettings(source=str(trained), data=str(photos), threads=1))
+    seen: list[Event] = []
+    settings = RankSettings(source=str(trained), data=str(photos), threads=1)
+    rows = rank_job(settings, observer=seen.append)
+    assert seen[0].name == "noted" and any(f"labels: {SAID} (" in note for note in seen[0].facts["notes"])
     assert len(rows) == 28 and rows[0]["score"] < rows[-1]["score"]
+
+
+def test_pictures_say_agreement() -> None:
+    measured = {"accuracy": 1.0, "macs": 10}
+    assert quantities(measured, measured)[0].title == "accuracy, %"
+    answered_by = measured | {"labels": SAID}
+    assert quantities(answered_by, answered_by)[0].title == "agreement, %"
+    assert (measured_in(measured), measured_in(answered_by)) == ("accuracy", "agreement")

@@ -60,9 +60,12 @@ class Display:
         self._remove_bar()
         plural = "" if facts["threads"] == 1 else "s"
         self.say(f"{facts['model']} on {facts['data']}")
+        self._on_noted(facts)
+        self.say(f"  run {facts['run']}, {facts['device']}, {facts['threads']} thread{plural}", "dim")
+
+    def _on_noted(self, facts: Mapping[str, Any]) -> None:
         for note in facts["notes"]:
             self.say(f"  {note}", "dim")
-        self.say(f"  run {facts['run']}, {facts['device']}, {facts['threads']} thread{plural}", "dim")
 
     def _on_measured(self, facts: Mapping[str, Any]) -> None:
         self._remove_bar()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateurs.report import LayerCut, accuracy_chart, before_after_chart, removed_chart
+from secateurs.report import LayerCut, accuracy_chart, before_after_chart, measured_in, removed_chart
 
 Row = Mapping[str, Any]
 
@@ -42,7 +42,9 @@ def draw_all(before: Row, after: Row, rows: Sequence[Row], folder: Path, *, name
     removed_chart(total, folder / "removed.png", title=f"{name}, {counted}")
     title = f"{name} on {Path(data).name}"
     before_after_chart(before, after, folder / "before-after.png", title=title)
-    accuracy_chart(before["val_accuracy"], rows, folder / "accuracy.png", title=title)
+    accuracy_chart(
+        before["val_accuracy"], rows, folder / "accuracy.png", title=title, measure=measured_in(before)
+    )
 
 
 def _summed(rows: Sequence[Row]) -> list[dict[str, Any]]:

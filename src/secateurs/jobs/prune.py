@@ -287,7 +287,7 @@ class _Pruning:
         if self.facts["stopped"] is not None:
             after["stopped"] = self.facts["stopped"]
         if rows:
-            draw_all(before, after, rows, job.run.path, name=self.name, data=job.source.name)
+            draw_all(before | job.labels, after, rows, job.run.path, name=self.name, data=job.source.name)
         job.run.save_table(self.facts["rows"])
         finish(job, self.model, before, after, plans=len(self.inherited) + self.facts["cuts"])
 

@@ -86,6 +86,8 @@ def rank_job(
 
 def _ranked(settings: RankSettings, observer: Observer) -> list[dict[str, Any]]:
     model, source, _ = model_and_images(settings)
+    if not source.is_labelled:
+        observer(Event("noted", {"notes": list(source.notes)}))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     images = some_images(source.ranking, settings.images, settings.seed)
     batches = loader(images, batch_size=settings.batch_size, shuffle=False, seed=0, workers=settings.workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from secateurs.jobs.subjects import SubjectSettings, model_and_images, traced
 from secateurs.jobs.workplace import Job, open_run, threads
 from secateurs.planning.limits import candidates, check_skip
 from secateurs.progress import Observer, ignore
-from secateurs.report import sensitivity_chart
+from secateurs.report import measured_in, sensitivity_chart
 from secateurs.runs import Run
 from secateurs.sensitivities import Point, Sensitivity, sensitivity
 
@@ -92,7 +93,8 @@ def sensitivity_job(
         config = {"command": "sensitivity", **facts, "settings": settings.to_dict()}
         with open_run(Path(out), config, resume=resume) as run:
             if not (run.path / _RESULT).is_file():
-                _write(run, _measure(Job(run, source, settings, observer), settings, model, graph))
+                job = Job(run, source, settings, observer)
+                _write(run, _measure(job, settings, model, graph), job.labels)
             return Sensitivity.load(run.path / _RESULT)
 
 
@@ -124,7 +126,7 @@ def _known(run: Run) -> list[Point]:
     ]
 
 
-def _write(run: Run, found: Sensitivity) -> None:
+def _write(run: Run, found: Sensitivity, labels: Mapping[str, str]) -> None:
     """Table and picture first: the JSON says that the job is done."""
     files.write_text(run.path / _TABLE, as_csv(found))
     curves = {
@@ -132,7 +134,9 @@ def _write(run: Run, found: Sensitivity) -> None:
     }
     name = str(run.config["architecture"]["name"])
     title = f"{name}, each group pruned alone by {found.criterion}"
-    sensitivity_chart(curves, run.path / _PICTURE, title=title, accuracy=found.accuracy)
+    sensitivity_chart(
+        curves, run.path / _PICTURE, title=title, accuracy=found.accuracy, measure=measured_in(labels)
+    )
     found.save(run.path / _RESULT)
 
 

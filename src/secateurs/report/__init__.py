@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from secateurs.report.agreement import correlation_chart, ranks_chart
-from secateurs.report.charts import LayerCut, accuracy_chart, before_after_chart, removed_chart
+from secateurs.report.charts import (
+    LayerCut,
+    accuracy_chart,
+    before_after_chart,
+    measured_in,
+    removed_chart,
+)
 from secateurs.report.curves import sensitivity_chart
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "accuracy_chart",
     "before_after_chart",
     "correlation_chart",
+    "measured_in",
     "ranks_chart",
     "removed_chart",
     "sensitivity_chart",

@@ -141,7 +141,7 @@ class Quantity:
 def quantities(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Quantity]:
     """The panels for two entries of ``metrics.json``; what either lacks is left out."""
     scales = (
-        ("accuracy", "accuracy, %", 100.0, "{:.1f}", False),
+        ("accuracy", f"{measured_in(before)}, %", 100.0, "{:.1f}", False),
         ("params", "parameters, M", 1e-6, "{:,.3g}", True),
         (
             "macs",
@@ -163,6 +163,11 @@ def quantities(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Quan
         for key, title, scale, shape, relative in scales
         if before.get(key) is not None and after.get(key) is not None
     ]
+
+
+def measured_in(facts: Mapping[str, Any]) -> str:
+    """What the accuracy of an entry of ``metrics.json`` is: of images without classes, agreement."""
+    return "agreement" if "labels" in facts else "accuracy"
 
 
 def before_after_chart(
@@ -193,7 +198,14 @@ def before_after_chart(
         figure.suptitle(title, fontsize=12, weight="bold", x=0.02, ha="left")
 
 
-def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> None:
+def accuracy_chart(
+    start: float,
+    rows: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    title: str,
+    measure: str = "accuracy",
+) -> None:
     """How accuracy fell at each cut and came back with the repair and the fine-tune, over the MACs left.
 
     Args:
@@ -203,6 +215,7 @@ def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | 
             ``iteration`` is ``None``.
         path: The PNG file to write.
         title: Which model this is.
+        measure: What the accuracies are called.
     """
     looks = {
         "cut": (_GONE, "after the cut"),
@@ -234,7 +247,7 @@ def accuracy_chart(start: float, rows: Sequence[Mapping[str, Any]], path: str | 
         axes.grid(axis="y", color="#e8ebed")
         axes.set_axisbelow(True)
         axes.set_xlabel("MACs that remain, %")
-        axes.set_ylabel("validation accuracy, %")
+        axes.set_ylabel(f"validation {measure}, %")
         _title(axes, title, "")
         axes.legend(frameon=False, loc="lower left")
 

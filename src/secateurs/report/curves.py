@@ -12,7 +12,13 @@ _NAMED = 48  # lines that get a name of their own
 
 
 def sensitivity_chart(
-    curves: Mapping[str, Curve], path: str | Path, *, title: str, accuracy: float, max_drop: float = 0.01
+    curves: Mapping[str, Curve],
+    path: str | Path,
+    *,
+    title: str,
+    accuracy: float,
+    max_drop: float = 0.01,
+    measure: str = "accuracy",
 ) -> None:
     """Accuracy without retraining when one group alone is pruned, as in figure 2 of Li et al.
 
@@ -24,6 +30,7 @@ def sensitivity_chart(
         title: Which model this is.
         accuracy: That of the model as it is.
         max_drop: Where to draw the line below which a group counts as sensitive.
+        measure: What the accuracies are called.
 
     Example:
         >>> import tempfile
@@ -49,7 +56,7 @@ def sensitivity_chart(
         axes.text(99, 100 * (accuracy - max_drop), label, ha="right", va="top", fontsize=8, color=SOFT)
         axes.set_xlim(0, 100)
         axes.set_xlabel("units of the group that left, %")
-        axes.set_ylabel("validation accuracy, no retraining, %")
+        axes.set_ylabel(f"validation {measure}, no retraining, %")
         axes.grid(axis="y", color="#e8ebed")
         axes.set_axisbelow(True)
         axes.set_title(title)
