@@ -66,3 +66,36 @@ def test_an_operator_that_takes_functions_locks_what_it_touches_alone() -> None:
     small = secateurs.apply(model, plan)
     assert small.qkv.weight.shape == (96, 4) and small.out.weight.shape == (4, 32)
     assert secateurs.verify(model, small, plan, x).raise_if_failed().exact_expected
+
+
+class ReadsItselfByAFunction(nn.Module):
+    """The output is a function that an attribute holds and that knows the model by its closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(11, 8), nn.Linear(8, 12), nn.Linear(12, 8)
+        scale, weight = 0.5, self.up.bias
+        self.to_logits = lambda x: x @ self.embedding.weight.t() * scale
+        self.shifted = lambda x: x + weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        hidden = self.shifted(self.up(x)).relu()
+        logits: Tensor = self.to_logits(x + self.down(hidden))
+        return logits
+
+
+def test_functions_that_know_the_model_know_the_pruned_one() -> None:
+    torch.manual_seed(0)
+    model, x = ReadsItselfByAFunction().eval(), torch.randint(11, (2, 5))
+    graph = secateurs.trace(model, x)
+    assert [(group.name, group.size) for group in graph.groups] == [("embedding", 8), ("up", 12)]
+    plan = secateurs.Plan.of(graph, {"embedding": [1, 2], "up": [0, 5, 7]})
+    small = secateurs.apply(model, plan)
+    secateurs.verify(model, small, plan, x)
+    before = model(x)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.zero_()
+    assert not small(x).any() and torch.equal(model(x), before)
+    assert small.to_logits is not model.to_logits and small.to_logits(torch.ones(6)).shape == (11,)

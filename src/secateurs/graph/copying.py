@@ -6,14 +6,14 @@ import copy
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _SHARED_TYPES = frozenset(
-    (int, float, str, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType, FunctionType)
+    (int, float, str, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType)
 )
 _TABLES = frozenset((OrderedDict, dict))
 
@@ -28,7 +28,8 @@ def copy_model(
     """A copy of a model in which some tensors are exchanged.
 
     Much quicker than ``copy.deepcopy``, and it never copies a tensor that is exchanged or shared: modules are
-    rebuilt by hand, everything else they hold is copied as Python would.
+    rebuilt by hand, functions that read the model itself read the copy, and everything else that modules hold
+    is copied as Python would.
 
     Args:
         model: The model; it is read only.
@@ -47,7 +48,7 @@ def copy_model(
             memo[id(old)] = _dressed(new, old)
         elif share:
             memo[id(old)] = old
-    return _copy_module(model, memo)
+    return _Copying([module for _, module in modules_of(model)], memo).module(model)
 
 
 def drop_foreign_hooks(model: nn.Module) -> None:
@@ -155,50 +156,91 @@ def _dressed(new: Tensor, old: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad)
 
 
-def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    if id(module) in memo:
-        known: nn.Module = memo[id(module)]
-        return known
-    if "__deepcopy__" in type(module).__dict__ or isinstance(module, torch.jit.ScriptModule):
-        return copy.deepcopy(module, memo)
-    duplicate = module.__class__.__new__(module.__class__)
-    memo[id(module)] = duplicate
-    held = module.__dict__.copy()
-    for name, value in held.items():  # most are switches and empty tables of hooks
+class _Copying:
+    """One copy in the making.
+
+    Args:
+        own: The modules of the model.
+        memo: What is copied already, by the ``id`` of what it was copied from.
+    """
+
+    def __init__(self, own: Sequence[nn.Module], memo: dict[int, Any]) -> None:
+        self._own, self._memo = {id(module) for module in own}, memo
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """A copy of a module and of what it holds."""
+        if id(module) in self._memo:
+            known: nn.Module = self._memo[id(module)]
+            return known
+        if "__deepcopy__" in type(module).__dict__ or isinstance(module, torch.jit.ScriptModule):
+            return copy.deepcopy(module, self._memo)
+        duplicate = module.__class__.__new__(module.__class__)
+        self._memo[id(module)] = duplicate
+        held = module.__dict__.copy()
+        for name, value in held.items():  # most are switches and empty tables of hooks
+            kind = type(value)
+            if kind in _SHARED_TYPES:
+                continue
+            held[name] = kind() if kind in _TABLES and not value else self._value(value)
+        duplicate.__dict__ = held
+        return duplicate
+
+    def _value(self, value: Any) -> Any:
         kind = type(value)
-        if kind in _SHARED_TYPES:
-            continue
-        held[name] = kind() if kind in _TABLES and not value else _copy_value(value, memo)
-    duplicate.__dict__ = held
-    return duplicate
+        if kind in _TABLES:
+            return self._table(value) if value else kind()
+        if kind in _SHARED_TYPES or (kind is tuple and _SHARED_TYPES.issuperset(map(type, value))):
+            return value
+        if id(value) in self._memo:
+            return self._memo[id(value)]
+        if kind is FunctionType:
+            return self._function(value)
+        if kind is set and _SHARED_TYPES.issuperset(map(type, value)):
+            return self._memo.setdefault(id(value), set(value))
+        if (
+            isinstance(value, Tensor) and not value.is_leaf
+        ):  # left by a forward pass, as the weight of weight norm
+            return self._memo.setdefault(id(value), value.detach().clone())
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        try:
+            return copy.deepcopy(value, self._memo)
+        except TypeError:  # what Python cannot copy, such as an operator or a lock, is shared
+            return value
 
+    def _table(self, value: dict[Any, Any]) -> Any:
+        if id(value) in self._memo:
+            return self._memo[id(value)]
+        self._memo[id(value)] = fresh = type(value)()
+        for key, item in value.items():
+            fresh[key] = self._value(item)
+        return fresh
 
-def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    kind = type(value)
-    if kind in _TABLES:
-        return _copy_dict(value, memo) if value else kind()
-    if kind in _SHARED_TYPES or (kind is tuple and _SHARED_TYPES.issuperset(map(type, value))):
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if kind is set and _SHARED_TYPES.issuperset(map(type, value)):
-        return memo.setdefault(id(value), set(value))
-    if (
-        isinstance(value, Tensor) and not value.is_leaf
-    ):  # left by a forward pass, as the weight of weight norm
-        return memo.setdefault(id(value), value.detach().clone())
-    if isinstance(value, nn.Module):
-        return _copy_module(value, memo)
-    try:
-        return copy.deepcopy(value, memo)
-    except TypeError:  # what Python cannot copy, such as an operator or a lock, is shared
-        return value
+    def _function(self, function: FunctionType) -> FunctionType:
+        """The function; one of the copy, where it reads the model itself as a lambda does that says ``self``.
 
+        ``copy.deepcopy`` would leave it to compute with the weights of the original.
+        """
+        cells = function.__closure__ or ()
+        new = tuple(self._cell(cell) for cell in cells)
+        if all(one is other for one, other in zip(cells, new, strict=True)):
+            return function
+        made = FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, new
+        )
+        made.__kwdefaults__, made.__dict__ = function.__kwdefaults__, dict(function.__dict__)
+        self._memo[id(function)] = made
+        return made
 
-def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    memo[id(value)] = fresh = type(value)()
-    for key, item in value.items():
-        fresh[key] = _copy_value(item, memo)
-    return fresh
+    def _cell(self, cell: CellType) -> CellType:
+        if id(cell) not in self._memo:
+            try:
+                held = cell.cell_contents
+            except ValueError:  # not filled yet
+                return cell
+            if id(held) in self._own:
+                self._memo[id(cell)] = CellType(self.module(held))
+            elif isinstance(held, Tensor) and id(held) in self._memo:
+                self._memo[id(cell)] = CellType(self._memo[id(held)])
+        known: CellType = self._memo.get(id(cell), cell)
+        return known
