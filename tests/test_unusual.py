@@ -99,3 +99,54 @@ def test_functions_that_know_the_model_know_the_pruned_one() -> None:
             parameter.zero_()
     assert not small(x).any() and torch.equal(model(x), before)
     assert small.to_logits is not model.to_logits and small.to_logits(torch.ones(6)).shape == (11,)
+
+
+class Gated(nn.Module):
+    """A recurrent cell joins a branch and the stream; its output is shaped like the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.cell = nn.Linear(5, 8), nn.Linear(8, 8), nn.GRUCell(8, 8)
+        self.bias, self.last = nn.Parameter(torch.rand(1, 1, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.first(x)
+        branch = self.branch(stream.relu())
+        joined = self.cell(branch.reshape(-1, branch.shape[-1]), stream.flatten(0, 1))
+        return self.last(joined.view_as(branch) + self.bias.expand_as(stream))
+
+
+def test_a_tensor_that_stands_for_its_shape_ties_counts() -> None:
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(2, 3, 5)
+    graph = secateurs.trace(model, x)
+    assert {(group.name, group.size) for group in graph.groups} == {("first", 8), ("branch", 8)}
+    scores = secateurs.score(model, graph, "l2")
+    plan = secateurs.plan(graph, scores, secateurs.Budget(units=0.5), scope="local")
+    small = secateurs.apply(model, plan)
+    assert small.branch.out_features == small.first.out_features == 4
+    secateurs.verify(model, small, plan, x)
+
+
+class LengthsAsList(nn.Module):
+    """How much of each sample counts is read as a list; which channel is loudest depends on weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        rows = [each[:length].mean(0) for each, length in zip(x, mask.sum(1).tolist(), strict=True)]
+        order = torch.stack(rows).sum(1).argsort().tolist()
+        return self.last(torch.stack([rows[place] for place in order]))
+
+
+def test_values_may_be_read_as_a_list() -> None:
+    torch.manual_seed(0)
+    model = LengthsAsList().eval()
+    inputs = torch.randn(3, 6, 5), torch.arange(6) < torch.tensor([[2], [6], [4]])
+    graph = secateurs.trace(model, inputs)
+    assert [(group.name, group.size) for group in graph.groups] == [("first", 8)]
+    plan = secateurs.Plan.of(graph, {"first": [1, 2, 6]})
+    secateurs.verify(model, secateurs.apply(model, plan), plan, inputs)

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from secateurs.graph.einsum import by_letters
 from secateurs.graph.recurrent import steps_of
-from secateurs.graph.running import DEVICE, plain_kernels
+from secateurs.graph.running import DEVICE, as_steps, plain_kernels
 
 if TYPE_CHECKING:
     from secateurs.graph.tracing import Tracer
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
+_LIKE = {  # a tensor that stands for its shape
+    Tensor.view_as: Tensor.view,
+    Tensor.reshape_as: Tensor.reshape,
+    Tensor.expand_as: Tensor.expand,
+}
 
 
 def is_numbered(func: Any) -> bool:
@@ -47,13 +51,15 @@ class _Calls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _LIKE and isinstance(other := args[1] if len(args) > 1 else kwargs.get("other"), Tensor):
+            func, args, kwargs = _LIKE[func], (args[0], self._tracer.lengths(other, other.shape)), {}
         self._tracer.enter_call(func, args, kwargs)
         steps = steps_of(func, args)
-        called = by_letters(func)
+        called = as_steps(func)
         self._tracer.acts_on_calls |= called is not func
         out = self._tracer.recur(func, args, steps) if steps else called(*args, **kwargs)
         self._tracer.leave_call(func, args, kwargs)
-        if func is Tensor.numel or func is torch.numel:
+        if func in (Tensor.numel, torch.numel, Tensor.nelement):
             return self._tracer.count(args[0] if args else kwargs["input"])
         if func == DEVICE and out.type == "meta":
             self._tracer.acts_on_calls = True

@@ -7,7 +7,7 @@ another way than the trace did. Here letters alone decide, so that a model takes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,11 +27,6 @@ class _Term:
     def length(self, letter: Letter) -> int:
         """The length of a dimension."""
         return self.value.shape[self.letters.index(letter)]
-
-
-def by_letters(function: Any) -> Callable[..., Any]:
-    """The function to call in the place of a torch function: `einsum` in the place of torch's."""
-    return einsum if function is torch.einsum else function
 
 
 def einsum(*args: Any) -> Tensor:

@@ -25,12 +25,21 @@ from secateurs.graph.copying import (
     registered_tensors,
     tensors_of,
 )
-from secateurs.graph.einsum import by_letters
+from secateurs.graph.einsum import einsum
 from secateurs.graph.exchange import write_out
 from secateurs.graph.opened import attention_opened
 from secateurs.graph.operators import operator
 from secateurs.graph.recurrent import call_in_few_steps, steps_of
-from secateurs.graph.values import Answers, Recording, as_meta, compute, value_of, with_value, without_masks
+from secateurs.graph.values import (
+    Answers,
+    Recording,
+    as_meta,
+    compute,
+    listed,
+    value_of,
+    with_value,
+    without_masks,
+)
 
 Inputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any]"
 
@@ -126,11 +135,19 @@ class TracedCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         steps = steps_of(func, args)
-        out = call_in_few_steps(func, args, steps) if steps else by_letters(func)(*args, **(kwargs or {}))
+        out = call_in_few_steps(func, args, steps) if steps else as_steps(func)(*args, **(kwargs or {}))
         return self._device if func == DEVICE and out.type == "meta" else out
 
 
 DEVICE = Tensor.device.__get__
+
+_AS_STEPS: dict[Any, Callable[..., Any]] = {torch.einsum: einsum, Tensor.tolist: listed}
+
+
+def as_steps(function: Any) -> Callable[..., Any]:
+    """What to call in the place of a torch function that hides its steps; mostly the function itself."""
+    steps: Callable[..., Any] = _AS_STEPS.get(function, function)
+    return steps
 
 
 def recorded_values(model: nn.Module, inputs: Inputs) -> list[tuple[Any, Any]]:
@@ -139,7 +156,7 @@ def recorded_values(model: nn.Module, inputs: Inputs) -> list[tuple[Any, Any]]:
     drop_foreign_hooks(twin)
     write_out(twin)
     placed = tree_map_only(Tensor, lambda t: t.to(device_of(model)), inputs)
-    with plain_kernels(), Recording() as recording:
+    with plain_kernels(), TracedCalls(device_of(model)), Recording() as recording:
         call_model(twin, placed)
     answers: list[tuple[Any, Any]] = recording.answers
     return answers

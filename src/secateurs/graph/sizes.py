@@ -26,6 +26,8 @@ from secateurs.graph.tracing import Tracer
 Indices: TypeAlias = npt.NDArray[np.int64]
 _Key: TypeAlias = "tuple[str, str, int | None]"
 _TRIALS = 3
+_MORE_TRIALS = 12  # of small groups, which may keep as many by chance
+_MANY = 100_000  # units
 
 
 class SizeReader:
@@ -162,20 +164,28 @@ class SizeReader:
 
     def _differ(self, a: Any, b: Any) -> bool:
         """Whether some cut makes two resolved expressions differ."""
-        if isinstance(a, Counted) and isinstance(b, Counted) and _same(a.units, b.units):
-            return False
+        if isinstance(a, Counted) and isinstance(b, Counted):
+            if _same(a.units, b.units):
+                return False
+            if _is_simple(a) and _is_simple(b) and (a.terms, a.fixed) != (b.terms, b.fixed):
+                return True  # small groups might by chance keep as many in every trial
         pair = CountConstraint.of(a, b, "", "")
         return bool(pair.groups) and not all(pair.holds(gone) for gone in self._masks())
 
     def _masks(self) -> Iterator[npt.NDArray[np.bool_]]:
         """A few cuts of all groups, by shares that differ."""
         random = np.random.default_rng(0)
-        for _ in range(_TRIALS):
+        for _ in range(_TRIALS if len(self._group_of) > _MANY else _MORE_TRIALS):
             gone = np.zeros(len(self._group_of) + 1, np.bool_)
             share = random.uniform(0.2, 0.8, len(self._sizes))
             gone[:-1] = random.uniform(size=len(self._group_of)) < share[self._group_of]
             gone[np.cumsum(self._sizes) - 1] = False  # every group keeps a unit
             yield gone
+
+
+def _is_simple(length: Counted) -> bool:
+    """Whether each unit of it is one of a single group, so that counts alone say how long it is."""
+    return all(len(groups) == 1 for _, groups in length.terms)
 
 
 def _same(one: Sequence[Indices], other: Sequence[Indices]) -> bool:

@@ -50,6 +50,13 @@ def as_meta(tensor: Tensor) -> Tensor:
     return with_value(blank, tensor.detach().cpu().clone())
 
 
+def listed(tensor: Tensor) -> Any:
+    """What ``tensor.tolist()`` returns, asked for one by one: torch itself reads behind all operators."""
+    if tensor.dim() == 0:
+        return tensor.item()
+    return [listed(each) for each in tensor.unbind(0)]
+
+
 class Answers:
     """What the real model answered each time its code asked for a value, to be given again in that order.
 
