@@ -331,7 +331,7 @@ def test_the_items_of_a_dictionary_beside_it_change_with_it() -> None:
     small = secateurs.apply(model, plan)
     assert (small.parts.sizes, small.parts.items, small.parts.names) == ({"h": 2}, (("h", 2),), ("h",))
     assert (model.parts.sizes, model.parts.items) == ({"h": 3}, (("h", 3),))
-    secateurs.verify(model, small, plan, x)
+    assert secateurs.verify(model, small, plan, x).ok
     assert torch.equal(copy.deepcopy(small)(x), small(x))
 
 

@@ -92,7 +92,7 @@ def test_functions_that_know_the_model_know_the_pruned_one() -> None:
     assert [(group.name, group.size) for group in graph.groups] == [("embedding", 8), ("up", 12)]
     plan = secateurs.Plan.of(graph, {"embedding": [1, 2], "up": [0, 5, 7]})
     small = secateurs.apply(model, plan)
-    secateurs.verify(model, small, plan, x)
+    assert secateurs.verify(model, small, plan, x).ok
     before = model(x)
     with torch.no_grad():
         for parameter in small.parameters():
@@ -125,7 +125,7 @@ def test_a_tensor_that_stands_for_its_shape_ties_counts() -> None:
     plan = secateurs.plan(graph, scores, secateurs.Budget(units=0.5), scope="local")
     small = secateurs.apply(model, plan)
     assert small.branch.out_features == small.first.out_features == 4
-    secateurs.verify(model, small, plan, x)
+    assert secateurs.verify(model, small, plan, x).ok
 
 
 class LengthsAsList(nn.Module):
@@ -149,4 +149,4 @@ def test_values_may_be_read_as_a_list() -> None:
     graph = secateurs.trace(model, inputs)
     assert [(group.name, group.size) for group in graph.groups] == [("first", 8)]
     plan = secateurs.Plan.of(graph, {"first": [1, 2, 6]})
-    secateurs.verify(model, secateurs.apply(model, plan), plan, inputs)
+    assert secateurs.verify(model, secateurs.apply(model, plan), plan, inputs).ok

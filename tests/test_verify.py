@@ -114,6 +114,15 @@ def test_outputs_that_are_not_finite_are_found_out() -> None:
     assert "not finite" in str(report)
 
 
+def test_an_original_without_a_finite_output_proves_nothing() -> None:
+    model, small, plan, inputs = pruned()
+    for each in (model, small):
+        each.fc2.bias.data.fill_(float("nan"))  # type: ignore[union-attr, operator]
+    report = secateurs.verify(model, small, plan, inputs)
+    assert not report.ok
+    assert "the original itself gives no finite number" in str(report)
+
+
 def test_outputs_of_another_shape_are_found_out() -> None:
     model, small, plan, inputs = pruned()
     small.fc2 = nn.Linear(9, 3)
@@ -278,13 +287,18 @@ class Detector(nn.Module):
 @pytest.mark.parametrize("way", ["silenced", "gathered"])
 def test_what_rounding_alone_would_decide_otherwise_is_decided_alike(most: int | None, way: str) -> None:
     norm = nn.LayerNorm(32) if way == "gathered" else nn.Identity()
-    model, lost = Detector(most, norm).eval(), 11
-    values = torch.randn(32 - lost, dtype=torch.float64)
-    rows = [torch.cat([torch.zeros(lost), values[torch.randperm(len(values))]]) for _ in range(100)]
-    x = torch.stack(rows)
-    plan = Plan.of(secateurs.trace(model.double(), x), {"first": list(range(lost))})
-    small = secateurs.apply(model, plan)
-    assert not torch.equal(small(x), model(x))  # although the units that left were zero
+    model, lost = Detector(most, norm).double().eval(), 11
+    for seed in range(50):  # until rounding decides: how a machine adds up is its own affair
+        torch.manual_seed(seed)
+        values = torch.randn(32 - lost, dtype=torch.float64)
+        rows = [torch.cat([torch.zeros(lost), values[torch.randperm(len(values))]]) for _ in range(100)]
+        x = torch.stack(rows)
+        plan = Plan.of(secateurs.trace(model, x), {"first": list(range(lost))})
+        small = secateurs.apply(model, plan)
+        if not torch.equal(small(x), model(x)):  # although the units that left were zero
+            break
+    else:
+        pytest.skip("this machine rounds the sums of both networks alike")
     report = secateurs.verify(model, small, plan, x)
     assert (report.max_error, report.way, report.unproved) == (0, way, {})
     with torch.no_grad():

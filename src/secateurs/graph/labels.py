@@ -21,7 +21,7 @@ from math import prod
 
 import numpy as np
 
-from secateurs.graph.unions import DEEPEST_PAIR, LOCKED, NO_PAIR, LabelArray, Unions
+from secateurs.graph.unions import DEEPEST_PAIR, FIXED, LOCKED, NO_PAIR, LabelArray, Unions
 
 _WIDEST_LEVEL = 64
 
@@ -86,10 +86,18 @@ class Labels(Unions):
             return
         if a.size != b.size:
             raise ValueError(f"cannot unify dimensions of lengths {a.size} and {b.size}")
+        if not a.factors or not b.factors:
+            self._fix(a if a.factors else b)
+            return
         if len(a.factors) < 2 and len(b.factors) < 2 and not (self._is_paired(a) and self._is_paired(b)):
             self.join(self._index_labels(a), self._index_labels(b))
         else:  # pairs may be nested in another order, as ((a, b), c) and (c, (a, b)): their atoms are met
             self._join_factors(list(self.resolve(a).factors), list(self.resolve(b).factors))
+
+    def _fix(self, dim: Dim) -> None:
+        """Lock a dimension that met one without labels, unless it is locked already."""
+        if any(not self.why(factor).all() for factor in dim.factors):
+            self.lock(dim, FIXED, self.place()[1])
 
     def unify_all(self, dim: Dim, others: Sequence[Dim]) -> None:
         """Join a dimension with several others; those of one factor in one go, as for the four of a norm."""

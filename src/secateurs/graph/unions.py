@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 LabelArray: TypeAlias = npt.NDArray[np.int64]
 
+FIXED = "it is a fixed size"
 LOCKED = 0
 PAIRED = -1
 NO_PAIR = -1
@@ -37,7 +38,7 @@ class Unions:
         self._count = 1
         self._has_pairs = False
         self._why[LOCKED] = 1
-        self.reasons: list[tuple[str, str]] = [("", ""), ("it is a fixed size", "")]
+        self.reasons: list[tuple[str, str]] = [("", ""), (FIXED, "")]
 
     def __len__(self) -> int:
         return self._count

@@ -150,6 +150,8 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
     finite = [[t.isfinite() for t in outputs] for outputs in (without.outputs, after)]
     if not problem and not all(map(torch.equal, *finite)):
         problem = "the pruned model's outputs are not finite where they must be"
+    if not problem and any(t.numel() for t in after) and not any(bool(each.any()) for each in finite[0]):
+        problem = "the original itself gives no finite number on these inputs, so nothing can be compared"
     return VerifyReport(
         max_error=float("nan") if problem else _largest_difference(without.outputs, after),
         scale=_largest_difference(without.outputs, [torch.zeros_like(t) for t in without.outputs]),
