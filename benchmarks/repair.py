@@ -1,6 +1,6 @@
 """What a repair in closed form gives back: CIFAR-10 ResNet-56 at half of its MACs, without labels.
 
-Run: python benchmarks/repair.py [--images 2000] [--threads 1] [--curve] [--large]
+Run: python benchmarks/repair.py [--images 2000] [--threads 1] [--curve] [--large 16 100 500]
 
 The inner channels of each block are cut to the same share by their L2 norms. `--curve` repairs on 100, 500,
 2,000 and 10,000 images; `--large` repairs a torchvision resnet50 with random weights on random images of 224
@@ -59,17 +59,19 @@ def cifar(args: argparse.Namespace) -> None:
         )
 
 
-def large(args: argparse.Namespace) -> None:
+def large(args: argparse.Namespace, count: int) -> None:
     """A torchvision resnet50 at 224 pixels: time and memory."""
     torch.manual_seed(args.seed)
     model = torchvision.models.resnet50(weights=None).eval()
-    images = torch.randn(args.large, 3, 224, 224)
+    images = torch.randn(count, 3, 224, 224)
     plan = uniform(model, images[:1], ("conv1", "conv2"), args.share)
     small, started = secateurs.apply(model, plan), time.process_time()
     done = repair(model, small, plan, images.split(4), memory=args.memory << 30)
     seconds = time.process_time() - started
     print(
-        f"resnet50 at 224 pixels: {seconds:.1f} s of CPU, {done.peak_bytes / 2**20:,.0f} MiB; {plan}; {done}"
+        f"resnet50 at 224 pixels, {count:,} images: {seconds:.1f} s of CPU, "
+        f"{done.peak_bytes / 2**20:,.0f} MiB; {plan}; {done}",
+        flush=True,
     )
 
 
@@ -82,15 +84,15 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, default=1e-3)
     parser.add_argument("--memory", type=int, default=8, help="GiB that activations may take")
     parser.add_argument("--curve", action="store_true", help="also 100, 500, 2,000 and 10,000 images")
-    parser.add_argument("--large", type=int, nargs="?", const=64, help="also resnet50, on that many images")
+    parser.add_argument("--large", type=int, nargs="*", default=[], help="resnet50 on so many images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     header("Repair in closed form, without labels")
     if args.how or args.curve:
         cifar(args)
-    if args.large:
-        large(args)
+    for count in args.large:
+        large(args, count)
 
 
 if __name__ == "__main__":
