@@ -262,7 +262,7 @@ def test_memoised_functions_are_put_back_and_keep_their_contents() -> None:
     assert library_models._memoised_parts is memo
     misses = memo.cache_info().misses
     assert memo((2, 12), 3) == (3, 4) and memo.cache_info().misses == misses
-    with pytest.raises(ValueError, match="of the model's own"), memos_opened([]):
+    with pytest.raises(ValueError, match="of the model's own"), memos_opened(model):
         assert library_models._memoised_parts is not memo
         raise ValueError("an error of the model's own")
     assert library_models._memoised_parts is memo
@@ -333,6 +333,36 @@ def test_the_items_of_a_dictionary_beside_it_change_with_it() -> None:
     assert (model.parts.sizes, model.parts.items) == ({"h": 3}, (("h", 3),))
     assert secateurs.verify(model, small, plan, x).ok
     assert torch.equal(copy.deepcopy(small)(x), small(x))
+
+
+@functools.lru_cache
+def _table(count: int) -> Tensor:
+    return torch.arange(count) / count
+
+
+class ReadsMemo(nn.Module):
+    """A memoised table of numbers, whose arguments no cut can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu()) + _table(2)
+
+
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_memos_keep_nothing_of_what_is_computed_to_look_at_a_model(is_filled: bool) -> None:
+    torch.manual_seed(0)
+    model, x = ReadsMemo().eval(), torch.randn(3, 6)
+    _table.cache_clear()
+    before = model(x) if is_filled else None
+    plan = Plan.of(secateurs.trace(model, x), {"first": [1, 2]})
+    assert secateurs.verify(model, secateurs.apply(model, plan), plan, x).ok
+    assert _table.cache_info().currsize == is_filled
+    after = model(x)
+    assert after.dtype == torch.float32 and after.isfinite().all()
+    assert before is None or torch.equal(after, before)
 
 
 # -- the pieces ---------------------------------------------------------------------------------------

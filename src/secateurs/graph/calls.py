@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from secateurs.graph.memos import memos_opened
 from secateurs.graph.recurrent import steps_of
 from secateurs.graph.running import DEVICE, as_steps, plain_kernels
 
@@ -34,9 +35,9 @@ def is_numbered(func: Any) -> bool:
 
 
 @contextlib.contextmanager
-def watched(tracer: Tracer) -> Iterator[None]:
-    """Let a tracer see every torch function and every operator that is called meanwhile."""
-    with plain_kernels(), _Calls(tracer), tracer:
+def watched(tracer: Tracer, model: nn.Module) -> Iterator[None]:
+    """Let a tracer see every torch function and every operator that a model calls meanwhile."""
+    with plain_kernels(), memos_opened(model), _Calls(tracer), tracer:
         yield
 
 

@@ -21,6 +21,7 @@ from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.building import GroupBuilder
 from secateurs.graph.groups import Graph, Indices, group_names, removed_places
 from secateurs.graph.labels import Dim
+from secateurs.graph.memos import memos_opened
 from secateurs.graph.operators import canonical
 from secateurs.graph.origins import set_integer
 from secateurs.graph.outputs import Returned
@@ -135,7 +136,7 @@ def dry_run(
         empty_inputs = without_data(inputs)
         try:
             calls = TracedCalls(builder.device) if builder.acts_on_calls else nullcontext()
-            with plain_kernels(), calls, mode:
+            with plain_kernels(), memos_opened(trial), calls, mode:
                 outputs = call_model(trial, empty_inputs, state)
         except Exception as error:
             if not mode.faults:  # after a fault the model may go astray; another round will tell

@@ -2,17 +2,21 @@
 
 ``functools.lru_cache`` looks its arguments up by equality. That is no decision of the model's code, so it
 must not be noted as one; and what it finds was made from other integers of the same value, of another layer.
+Nor may it keep what a run of ours makes: tensors without data, or wide ones, would reach the user's calls.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+from torch import nn
+
+from secateurs.graph.copying import modules_of
 from secateurs.graph.integers import traced_in
 
 _MEMO = type(functools.lru_cache(len))
@@ -21,14 +25,14 @@ _FOUND: dict[str, tuple[str, ...]] = {}  # by module, because to look takes 0.1 
 
 
 class _Memo:
-    """A memoised function that is left out where an argument is a traced integer."""
+    """A memoised function that starts empty, and is left out where an argument is a traced integer."""
 
     def __init__(self, memo: Any) -> None:
-        self._memo = memo
+        self._memo, self._own = memo, functools.lru_cache(maxsize=None)(memo.__wrapped__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         known = any(True for _ in traced_in((*args, *kwargs.values())))
-        return (self._memo.__wrapped__ if known else self._memo)(*args, **kwargs)
+        return (self._memo.__wrapped__ if known else self._own)(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else MethodType(self, instance)
@@ -38,16 +42,17 @@ class _Memo:
 
 
 @contextmanager
-def memos_opened(classes: Iterable[type]) -> Iterator[None]:
-    """The memoised functions of all loaded modules, and methods of some classes, are left out meanwhile.
+def memos_opened(model: nn.Module) -> Iterator[None]:
+    """Memoised functions of all loaded modules, and methods of the model's classes, start empty meanwhile.
 
     Args:
-        classes: The classes whose methods are meant.
+        model: The model that is run.
     """
+    classes = {base for _, module in modules_of(model) for base in type(module).__mro__}
     held: list[tuple[Any, str]] = [
         (sys.modules[name], key) for name, keys in _memos().items() for key in keys
     ]
-    held += [(each, key) for each in set(classes) for key in _names(each)]
+    held += [(each, key) for each in classes for key in _names(each)]
     memos = [(holder, key, vars(holder)[key]) for holder, key in held if key in vars(holder)]
     for holder, key, memo in memos:
         setattr(holder, key, _Memo(memo))

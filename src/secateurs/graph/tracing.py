@@ -21,7 +21,6 @@ from secateurs.graph.expressions import Attribute
 from secateurs.graph.integers import Statement, size_lists, traced_in, unflattened_sizes
 from secateurs.graph.labels import Dim
 from secateurs.graph.marks import LABELS, Marks
-from secateurs.graph.memos import memos_opened
 from secateurs.graph.operators import operator
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
@@ -164,8 +163,7 @@ class Tracer(Marks):
         training = model.training
         empty_inputs = without_data(inputs)
         self.answers = Answers(self.values)
-        classes = {base for _, module in modules_of(model) for base in type(module).__mro__}
-        with watched(self), memos_opened(classes):
+        with watched(self, model):
             outputs = call_model(model, empty_inputs, state)
         self._followed = ""
         returned = Returned.by(model, outputs)

@@ -58,7 +58,7 @@ class Follower(Tracer):
         attach_origins(model, self.book)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
-        with watched(self):
+        with watched(self, model):
             outputs = call_model(model, inputs)
         self.lock_outputs(Returned.by(model, outputs))
         return outputs

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from secateurs.errors import VerifyError
 from secateurs.graph.groups import Indices
 from secateurs.graph.labels import Dim
+from secateurs.graph.memos import memos_opened
 from secateurs.graph.operators import canonical
 from secateurs.graph.running import (
     Inputs,
@@ -78,7 +79,8 @@ def run_gathered(
 
     def forward(model: nn.Module, inputs: Inputs) -> Any:
         # as in the follower's run: torch and models look whether there is a mode for torch functions
-        with plain_kernels(), TracedCalls(device_of(model)), Gathering(follower.followed, places, decisions):
+        calls, gathering = TracedCalls(device_of(model)), Gathering(follower.followed, places, decisions)
+        with plain_kernels(), memos_opened(model), calls, gathering:
             return call_model(model, inputs)
 
     return whole, run_wide(model, inputs, "the gathered original", forward=forward)

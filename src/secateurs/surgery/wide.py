@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import VerifyError
 from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
+from secateurs.graph.memos import memos_opened
 from secateurs.graph.outputs import Returned
 from secateurs.graph.running import Inputs, call_model, plain_kernels
 from secateurs.surgery.decisions import Decisions
@@ -94,7 +95,7 @@ class _Deciding(WideMode):
 
 def plainly(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model with every operator as it is."""
-    with plain_kernels(), WideMode():  # type: ignore[no-untyped-call]
+    with plain_kernels(), memos_opened(model), WideMode():  # type: ignore[no-untyped-call]
         return call_model(model, inputs)
 
 
@@ -102,7 +103,7 @@ def deciding(decisions: Decisions, *, is_first: bool) -> Forward:
     """A way to call two models alike: the second decides by value as the first did, where values agree."""
 
     def forward(model: nn.Module, inputs: Inputs) -> Any:
-        with plain_kernels(), _Deciding(decisions, is_first=is_first):
+        with plain_kernels(), memos_opened(model), _Deciding(decisions, is_first=is_first):
             return call_model(model, inputs)
 
     return forward
