@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from benchmarks.zoo.example import Case
 
-LIBRARIES = ["vit_pytorch", "x_transformers"]
+LIBRARIES = ["vit_pytorch", "x_transformers", "diffusers"]
 
 
 def cases() -> dict[str, Case]:
