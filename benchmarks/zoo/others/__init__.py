@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from benchmarks.zoo.example import Case
 
-LIBRARIES = ["vit_pytorch", "x_transformers", "diffusers"]
+LIBRARIES = ["vit_pytorch", "x_transformers", "diffusers", "open_clip", "monai", "segmentation_models_pytorch"]
 
 
 def cases() -> dict[str, Case]:
