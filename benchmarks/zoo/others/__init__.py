@@ -8,7 +8,15 @@ from importlib.util import find_spec
 
 from benchmarks.zoo.example import Case
 
-LIBRARIES = ["vit_pytorch", "x_transformers", "diffusers", "open_clip", "monai", "segmentation_models_pytorch"]
+LIBRARIES = [
+    "vit_pytorch",
+    "x_transformers",
+    "diffusers",
+    "open_clip",
+    "monai",
+    "segmentation_models_pytorch",
+    "pytorchcv",
+]
 
 
 def cases() -> dict[str, Case]:

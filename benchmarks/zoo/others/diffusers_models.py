@@ -207,7 +207,13 @@ TABLE: dict[str, Row] = {  # an input that is a function of the number of sample
         {"hidden_states": _LATENT, "timestep": _STEP, "class_labels": 10},
     ),
     "PixArtTransformer2DModel": (
-        {**_HEADS, "sample_size": 16, "norm_num_groups": 8, "cross_attention_dim": 64, "caption_channels": 32},
+        {
+            **_HEADS,
+            "sample_size": 16,
+            "norm_num_groups": 8,
+            "cross_attention_dim": 64,
+            "caption_channels": 32,
+        },
         {
             "hidden_states": _LATENT,
             "encoder_hidden_states": _TEXT,
@@ -435,9 +441,7 @@ def cases() -> dict[str, Case]:
 
 
 def _example(kind: Any, sizes: dict[str, Any], inputs: dict[str, Any]) -> Example:
-    one, two = (
-        {name: _value(what, samples) for name, what in inputs.items()} for samples in (1, 2)
-    )
+    one, two = ({name: _value(what, samples) for name, what in inputs.items()} for samples in (1, 2))
     return Example(model=kind(**sizes), inputs=one, training_inputs=two)
 
 

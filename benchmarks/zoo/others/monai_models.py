@@ -21,7 +21,14 @@ _SPACE: dict[str, Any] = {**_PLANE, "spatial_dims": 3}
 _STEPS: dict[str, Any] = {"channels": (16, 32, 64), "strides": (2, 2)}
 _EVEN: dict[str, Any] = {"channels": (16, 32), "strides": (2, 2)}
 _TOKENS: dict[str, Any] = {"hidden_size": 64, "mlp_dim": 128, "num_heads": 4}
-_VIT: dict[str, Any] = {**_TOKENS, "in_channels": 1, "spatial_dims": 2, "img_size": 32, "patch_size": 8, "num_layers": 2}
+_VIT: dict[str, Any] = {
+    **_TOKENS,
+    "in_channels": 1,
+    "spatial_dims": 2,
+    "img_size": 32,
+    "patch_size": 8,
+    "num_layers": 2,
+}
 _DIFFUSION: dict[str, Any] = {
     "channels": (16, 32),
     "num_res_blocks": 1,
@@ -64,7 +71,12 @@ TABLE: dict[str, Row] = {
     ),
     "FlexibleUNet": (
         "FlexibleUNet",
-        {"in_channels": 1, "out_channels": 2, "backbone": "resnet10", "decoder_channels": (64, 48, 32, 24, 16)},
+        {
+            "in_channels": 1,
+            "out_channels": 2,
+            "backbone": "resnet10",
+            "decoder_channels": (64, 48, 32, 24, 16),
+        },
         _IMAGE,
     ),
     "FullyConnectedNet": (
@@ -96,12 +108,24 @@ TABLE: dict[str, Row] = {
     ),
     "MaskedAutoEncoderViT": (
         "MaskedAutoEncoderViT",
-        {**_VIT, "decoder_hidden_size": 48, "decoder_mlp_dim": 96, "decoder_num_layers": 1, "decoder_num_heads": 4},
+        {
+            **_VIT,
+            "decoder_hidden_size": 48,
+            "decoder_mlp_dim": 96,
+            "decoder_num_layers": 1,
+            "decoder_num_heads": 4,
+        },
         _SMALL,
     ),
     "MedNeXt": (
         "MedNeXt",
-        {**_PLANE, "init_filters": 8, "kernel_size": 3, **{f"blocks_{place}": (1, 1) for place in ("down", "up")}, "blocks_bottleneck": 1},
+        {
+            **_PLANE,
+            "init_filters": 8,
+            "kernel_size": 3,
+            **{f"blocks_{place}": (1, 1) for place in ("down", "up")},
+            "blocks_bottleneck": 1,
+        },
         _IMAGE,
     ),
     "PatchDiscriminator": (
@@ -128,7 +152,11 @@ TABLE: dict[str, Row] = {
         _VOLUME,
     ),
     "SegResNet": ("SegResNet", {**_PLANE, "init_filters": 16}, _IMAGE),
-    "SegResNet3d": ("SegResNet", {**_SPACE, "init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}, _VOLUME),
+    "SegResNet3d": (
+        "SegResNet",
+        {**_SPACE, "init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)},
+        _VOLUME,
+    ),
     "SegResNetDS": ("SegResNetDS", {**_PLANE, "init_filters": 16, "blocks_down": (1, 1, 1)}, _IMAGE),
     "SegResNetVAE": (
         "SegResNetVAE",
@@ -205,7 +233,11 @@ TABLE: dict[str, Row] = {
         _SMALL,
     ),
 }
-_CHOSEN = {"ViT": 0, "ViTAutoEnc": 0, "PatchDiscriminator": -1}  # class -> place of the output that is asked for
+_CHOSEN = {
+    "ViT": 0,
+    "ViTAutoEnc": 0,
+    "PatchDiscriminator": -1,
+}  # class -> place of the output that is asked for
 
 
 def cases() -> dict[str, Case]:

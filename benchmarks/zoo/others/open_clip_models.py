@@ -24,7 +24,15 @@ TABLE: dict[str, tuple[Any, dict[str, Any]]] = {
     "clip_patch_dropout": (CLIP, {**_PLAIN, "vision_cfg": {**_VISION, "patch_dropout": 0.5}}),
     "clip_pooled_by_attention": (
         CLIP,
-        {**_PLAIN, "vision_cfg": {**_VISION, "attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 4}},
+        {
+            **_PLAIN,
+            "vision_cfg": {
+                **_VISION,
+                "attentional_pool": True,
+                "attn_pooler_queries": 4,
+                "attn_pooler_heads": 4,
+            },
+        },
     ),
     "clip_pooled_by_average": (CLIP, {**_PLAIN, "vision_cfg": {**_VISION, "pool_type": "avg"}}),
     "clip_residual": (CLIP, {**_PLAIN, "vision_cfg": _RESIDUAL}),

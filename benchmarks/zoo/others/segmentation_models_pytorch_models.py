@@ -26,7 +26,14 @@ _ARCHITECTURES = (
     "UPerNet",
     "Segformer",
 )
-_ENCODERS = ("timm-mobilenetv3_small_minimal_100", "mobilenet_v2", "efficientnet-b0", "mit_b0", "mobileone_s0", "densenet121")
+_ENCODERS = (
+    "timm-mobilenetv3_small_minimal_100",
+    "mobilenet_v2",
+    "efficientnet-b0",
+    "mit_b0",
+    "mobileone_s0",
+    "densenet121",
+)
 
 
 def cases() -> dict[str, Case]:

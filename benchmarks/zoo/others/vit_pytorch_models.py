@@ -91,22 +91,56 @@ TABLE: dict[str, Row] = {  # file -> what to build
     "crossformer": ("CrossFormer", {**_STAGES, "local_window_size": 2}, _LARGER),
     "cvt": (
         "CvT",
-        {"s1_emb_dim": 16, "s2_emb_dim": 32, "s2_heads": 2, "s2_depth": 1, "s3_emb_dim": 64, "s3_heads": 4, "s3_depth": 1},
+        {
+            "s1_emb_dim": 16,
+            "s2_emb_dim": 32,
+            "s2_heads": 2,
+            "s2_depth": 1,
+            "s3_emb_dim": 64,
+            "s3_heads": 4,
+            "s3_depth": 1,
+        },
         _IMAGE,
     ),
     "deepvit": ("DeepViT", {}, _IMAGE),
     "distill": ("DistillableViT", _VIT, _IMAGE),
     "jet_vit": ("JetViT", {"window_size": 2}, _IMAGE),
     "jumbo_vit": ("JumboViT", {"mlp_dim": 2, "jumbo_cls_k": 2, "jumbo_ff_mult": 1 / 64}, _IMAGE),
-    "levit": ("LeViT", {"image_size": 64, "dim": (32, 48, 64), "heads": (2, 3, 4), "depth": 1, "mlp_mult": 2, "dim_key": 16, "dim_value": 16}, _LARGER),
+    "levit": (
+        "LeViT",
+        {
+            "image_size": 64,
+            "dim": (32, 48, 64),
+            "heads": (2, 3, 4),
+            "depth": 1,
+            "mlp_mult": 2,
+            "dim_key": 16,
+            "dim_value": 16,
+        },
+        _LARGER,
+    ),
     "look_vit": (
         "LookViT",
-        {"image_size": 48, "patch_size": 12, "highres_patch_size": 6, "cross_attn_heads": 4, "cross_attn_dim_head": 16},
+        {
+            "image_size": 48,
+            "patch_size": 12,
+            "highres_patch_size": 6,
+            "cross_attn_heads": 4,
+            "cross_attn_dim_head": 16,
+        },
         (3, 48, 48),
     ),
-    "looped_vit": ("LoopedViT", {"pre_loop_depth": 1, "num_looped_blocks": 1, "post_loop_depth": 1, "loop_depth": 2}, _IMAGE),
+    "looped_vit": (
+        "LoopedViT",
+        {"pre_loop_depth": 1, "num_looped_blocks": 1, "post_loop_depth": 1, "loop_depth": 2},
+        _IMAGE,
+    ),
     "max_vit": ("MaxViT", {"dim": 32, "depth": (1, 1), "window_size": 4, "dim_conv_stem": 16}, _LARGER),
-    "max_vit_with_registers": ("MaxViT", {"dim": 32, "depth": (1, 1), "window_size": 4, "dim_conv_stem": 16}, _LARGER),
+    "max_vit_with_registers": (
+        "MaxViT",
+        {"dim": 32, "depth": (1, 1), "window_size": 4, "dim_conv_stem": 16},
+        _LARGER,
+    ),
     "mobile_vit": (
         "MobileViT",
         {
@@ -178,8 +212,6 @@ TABLE: dict[str, Row] = {  # file -> what to build
 }
 
 
-
-
 def cases() -> dict[str, Case]:
     """A case for each file."""
     tabled = {
@@ -223,7 +255,12 @@ AROUND_OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  #
     ),
     "efficient": (lambda: _built(EfficientViT, {"transformer": Transformer(64, 2, 4, 16, 128)}), _IMAGE),
     "learnable_memory_vit": (lambda: Adapter(vit=_built(MemoryViT, {}), num_memories_per_layer=2), _IMAGE),
-    "mae": (lambda: MAE(encoder=_built(ViT, {"pool": "mean"}), decoder_dim=48, decoder_heads=4, decoder_dim_head=16), _IMAGE),
+    "mae": (
+        lambda: MAE(
+            encoder=_built(ViT, {"pool": "mean"}), decoder_dim=48, decoder_heads=4, decoder_dim_head=16
+        ),
+        _IMAGE,
+    ),
     "mp3": (lambda: MP3(_built(UnplacedViT, {}), masking_ratio=0.5), _IMAGE),
     "mpp": (lambda: MPP(_built(DeepViT, {}), patch_size=8, dim=64), _IMAGE),
     "na_vit": (Packed, _IMAGE),

@@ -152,6 +152,4 @@ def _encoder_decoder() -> Example:
     del sizes["dim"]
     halves = {f"{half}_{name}": value for half in ("enc", "dec") for name, value in sizes.items()}
     model = Logits(XTransformer(dim=64, tie_token_emb=True, **halves))
-    return Example(
-        model=model, inputs=(_tokens(1), _tokens(1)), training_inputs=(_tokens(2), _tokens(2))
-    )
+    return Example(model=model, inputs=(_tokens(1), _tokens(1)), training_inputs=(_tokens(2), _tokens(2)))
