@@ -1,4 +1,4 @@
-"""monai: segmentation, classification, registration and generation, most in two dimensions and a few in three."""
+"""monai: segmentation, classification, registration, generation; most in two dimensions, a few in three."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""x-transformers: decoders, encoders, an image model and an encoder-decoder, each with an option or two set."""
+"""x-transformers: decoders, encoders, an image model and an encoder-decoder, with an option or two set."""
 
 from __future__ import annotations
 
