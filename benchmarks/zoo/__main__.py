@@ -2,8 +2,10 @@
 
 Run: python -m benchmarks.zoo timm-families --out zoo.jsonl [--only 'resnet*'] [--skip-done] [--torch-pruning]
      python -m benchmarks.zoo --table zoo.jsonl > docs/coverage.md
-Lists: torchvision, timm-families, timm-all, transformers, or a Python file with a mapping MODELS. The
-libraries come with the extras `timm`, `transformers` and `bench`.
+Lists: torchvision, timm-families, timm-all, transformers, others, or a Python file with a mapping MODELS. The
+libraries come with the extras `timm`, `transformers` and `bench`. `others` takes small models of whichever of
+vit-pytorch, x-transformers, diffusers, pytorchcv, segmentation-models-pytorch, monai and open_clip is
+installed, named by library: --only 'monai.*'.
 """
 
 from __future__ import annotations

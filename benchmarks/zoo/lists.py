@@ -19,6 +19,7 @@ _HOMES = {  # list -> module and function, imported when asked for
     "timm-families": ("timm_models", "families"),
     "timm-all": ("timm_models", "everything"),
     "transformers": ("transformers_models", "cases"),
+    "others": ("others", "cases"),
 }
 
 
