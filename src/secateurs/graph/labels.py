@@ -135,7 +135,7 @@ class Labels(Unions):
         if first and second:
             self.join(self._combined(first), self._combined(second))
         for factor in first if not second else second if not first else ():
-            self.lock_labels(factor, 1)
+            self._fix(Dim(len(factor), (factor,)))
 
     def _index_labels(self, dim: Dim) -> LabelArray:
         """One label an index: the factor itself, or pairs of the factors where there are several."""
