@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--clip-norm", type=float, default=None, help="the longest gradient; any if left out")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of all trainings")
     parser.add_argument("--repair", default="batch-norm", help="none, batch-norm, compensate or reconstruct")
     parser.add_argument("--repair-images", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=1)
@@ -154,6 +155,7 @@ def trained(
         momentum=MOMENTUM,
         weight_decay=5e-4,
         clip_norm=args.clip_norm,
+        precision=args.precision,
         seed=seed,
     )
     finetune(

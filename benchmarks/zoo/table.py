@@ -29,6 +29,7 @@ _STAGES = {  # -> the level that fails with it; other stages stand for themselve
 }
 _OTHERS = ("deepcopy", "state_dict", "export", "train original", "build", "start")
 _SHOWN = 6
+_MOST_ROWS = 200  # of a list that is shown model by model
 
 
 def markdown(records: Records) -> str:
@@ -42,6 +43,7 @@ def markdown(records: Records) -> str:
         "random weights: how many reach each level. Printed by `python -m benchmarks.zoo`. " + versions + ".",
         "\n".join(f"{number}. {text}" for number, text in _LEVELS.items()),
         *(_totals(name, facts) for name, facts in lists.items()),
+        *(_libraries(facts) for name, facts in lists.items() if name == "others"),
         *(_models(name, facts) for name, facts in lists.items()),
     ]
     return "\n\n".join(parts)
@@ -69,6 +71,26 @@ def _totals(name: str, models: Mapping[str, Facts]) -> str:
     rows.append(["all of these", *(_complete(models, tool) for tool in tools)])
     rows.append(["processor seconds to cut, median (worst)", *(_times(models, tool) for tool in tools)])
     return f"## {name}\n\n" + _grid(["level", *tools], rows)
+
+
+def _libraries(models: Mapping[str, Facts]) -> str:
+    """A row for each library of the list of others, whose models are named ``library.model``."""
+    libraries: dict[str, list[tuple[str, Facts]]] = defaultdict(list)
+    for model, facts in sorted(models.items()):
+        library, _, name = model.partition(".")
+        libraries[library].append((name, facts.get("secateurs", {})))
+    rows = []
+    for library, having in sorted(libraries.items()):
+        reached = [str(sum(passed(facts, number) for _, facts in having)) for number in _LEVELS]
+        whole = sum(all(passed(facts, number) for number in _LEVELS) for _, facts in having)
+        left = {
+            name: facts["remain"]["params"] for name, facts in having if "params" in facts.get("remain", {})
+        }
+        most = max(left, key=lambda name: left[name])
+        share = f"{statistics.median(left.values()):.0%} ({left[most]:.0%}, {most})"
+        rows.append([library, str(len(having)), *reached, str(whole), share])
+    head = ["library", "models", *_LEVELS, "all", "parameters left, median (most)"]
+    return "### others, library by library\n\n" + _grid(head, rows)
 
 
 def _level(facts: Facts, number: str) -> bool | None:
@@ -108,6 +130,9 @@ def _times(models: Mapping[str, Facts], tool: str) -> str:
 
 def _models(name: str, models: Mapping[str, Facts]) -> str:
     rivals = any("torch_pruning" in facts for facts in models.values())
+    title = f"## {name}, model by model"
+    if len(models) > _MOST_ROWS:
+        title, models = f"## {name}, what misses a level", {m: f for m, f in models.items() if _misses(f)}
     head = [
         "model",
         "levels",
@@ -127,7 +152,13 @@ def _models(name: str, models: Mapping[str, Facts]) -> str:
             theirs = facts.get("torch_pruning", {})
             row += [marks(theirs), _number(seconds(theirs), "{:.2f}")]
         rows.append(row)
-    return f"## {name}, model by model\n\n" + _grid(head, rows)
+    return f"{title}\n\n" + _grid(head, rows)
+
+
+def _misses(facts: Facts) -> bool:
+    """Whether a level that was asked for was not reached."""
+    ours = facts.get("secateurs", {})
+    return any(_level(ours, number) is False and not passed(ours, number) for number in _LEVELS)
 
 
 def _row(model: str, facts: Facts) -> list[str]:
