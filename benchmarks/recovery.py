@@ -150,21 +150,10 @@ def main() -> None:
             print(f"seed {seed}, {name}: {told(row)}", flush=True)
             chosen = order[: args.epoch_images]
             for epochs, lr in zip(args.epochs, rates, strict=True):
-                tuned = copy.deepcopy(small).requires_grad_(True)
                 recipe = Recipe(
-                    epochs=epochs,
-                    lr=lr,
-                    weight_decay=5e-4,
-                    distill=0.7,
-                    precision=args.precision,
-                    seed=seed,
+                    epochs=epochs, lr=lr, weight_decay=5e-4, distill=0.7, precision=args.precision, seed=seed
                 )
-                finetune(
-                    tuned,
-                    lambda seed, chosen=chosen: augmented(images[chosen], labels[chosen], 128, seed),
-                    recipe=recipe,
-                    teacher=model,
-                )
+                tuned = finetuned(small, model, images[chosen], labels[chosen], recipe)
                 row[f"{epochs} epochs"] = top1(tuned, *tested)
                 print(f"seed {seed}, {name}, {epochs} epochs: {row[f'{epochs} epochs']:.4f}", flush=True)
             found.setdefault(name, []).append(row)
@@ -173,6 +162,15 @@ def main() -> None:
     for name, rows in found.items():
         cells = (shown([row[column] for row in rows if column in row]) for column in columns)
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def finetuned(
+    small: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe
+) -> nn.Module:
+    """A trained copy of the smaller network; the whole one teaches."""
+    tuned = copy.deepcopy(small).requires_grad_(True)
+    finetune(tuned, lambda seed: augmented(images, labels, 128, seed), recipe=recipe, teacher=teacher)
+    return tuned
 
 
 def told(row: dict[str, float]) -> str:
