@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from secateurs.errors import TrainingError
 from secateurs.recovery.moments import Moments, sampled
+from secateurs.recovery.moves import values_at
 from secateurs.recovery.readers import reader_of
 from secateurs.recovery.samples import Samples, are_few
 
@@ -54,7 +55,7 @@ def test_rows_times_matrix_is_what_the_call_gives(name: str) -> None:
     )
     places = torch.randperm(reader.positions(result.shape))[:20]
     given = reader.rows(places) @ reader.matrix().mT  # (G, n, C)
-    torch.testing.assert_close(given.movedim(0, 1).flatten(1), reader.at(result, places))
+    torch.testing.assert_close(given.movedim(0, 1).flatten(1), values_at(result, reader.channel, places))
     assert reader.matrix().shape[2] == reader.columns
     assert torch.equal(reader.unfolded(reader.matrix()), weight)
 
