@@ -16,6 +16,7 @@ from secateurs.criteria.sweep import needs_loss, sweep
 from secateurs.errors import ScoreError, UnrankedError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group
+from secateurs.graph.running import has_values
 
 AnyCriterion: TypeAlias = str | Criterion | WeightFunction
 
@@ -92,6 +93,8 @@ def score(
     wanted = [resolve(item) for item in criterion] if several else [resolve(criterion)]  # type: ignore[union-attr, arg-type]
     check_normalization(normalization)
     observers = [item for _, item in wanted if item.needs_data]
+    if observers and not has_values(model):
+        raise _without_values(observers[0])
     if observers:
         sweep(model, graph, observers, _checked(wanted, data, loss_fn), loss_fn)
     weights = tensors_of(model)
@@ -123,8 +126,16 @@ def _without_tables(group: Group, weights: dict[str, Tensor]) -> Group:
     return group if len(parts) == len(group.slices) else replace(group, slices=parts)
 
 
+def _without_values(criterion: Criterion) -> ScoreError:
+    message = f"{criterion.name} reads weights, and on the meta device they have no values"
+    return ScoreError(message, fix="load the weights on a real device first; 'random' needs none")
+
+
 def _importance(criterion: Criterion, group: Group, weights: dict[str, Tensor]) -> Tensor:
-    values = torch.as_tensor(criterion.importance(group, weights)).detach().cpu().double()
+    found = torch.as_tensor(criterion.importance(group, weights)).detach()
+    if found.is_meta:
+        raise _without_values(criterion)
+    values = found.cpu().double()
     if values.shape != (group.size,):
         raise ScoreError(
             f"a criterion gives one importance a unit: group {group.name!r} has {group.size} units, "

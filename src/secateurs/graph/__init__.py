@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateurs.errors import TraceError
 from secateurs.graph.building import GroupBuilder
-from secateurs.graph.copying import tensors_of
+from secateurs.graph.copying import modules_of, tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice, fingerprint_of
@@ -43,7 +44,8 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         The graph: groups, locked dimensions with reasons, and the cost of any cut.
 
     Raises:
-        TraceError: The model could not be run on these inputs.
+        TraceError: The model could not be run on these inputs, or is of a kind that cannot be cut: TorchScript,
+            an exported program, or one that registers no parameters.
 
     Example:
         >>> import torch
@@ -52,6 +54,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         >>> trace(net, torch.zeros(1, 3, 8, 8)).groups
         (Group('0', channel, 8 units, 3 slices),)
     """
+    _check_traceable(model)
     with _without_collections():
         try:
             tracer = _traced(model, inputs)
@@ -64,6 +67,31 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         shapes = shapes_of(tensors_of(model))
         builder = GroupBuilder(tracer, shapes, batch_size(inputs), fingerprint_of(model))
         return prove(model, inputs, builder, tracer.passes)
+
+
+def _check_traceable(model: nn.Module) -> None:
+    """Refuse models that no trace can follow."""
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"{kind} is a TorchScript module, whose code and sizes are fixed",
+            fix="pass the module that it was scripted or traced from, and script the result again",
+        )
+    if any(module.training for _, module in modules_of(model)) and _is_exported(model):
+        raise TraceError(
+            "an exported program has fixed sizes",
+            fix="pass the module that was exported, and export the result",
+        )
+    if not tensors_of(model):
+        raise TraceError(
+            f"{kind} registers no parameters, so nothing can be cut",
+            fix="hold modules in nn.ModuleList or nn.ModuleDict, and tensors as nn.Parameter, not in plain lists",
+        )
+
+
+def _is_exported(model: nn.Module) -> bool:
+    """Whether a module is what ``torch.export`` gives; those cannot be put in evaluation mode."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in model.__dict__
 
 
 def _traced(model: nn.Module, inputs: Inputs) -> Tracer:

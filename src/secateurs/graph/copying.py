@@ -6,7 +6,7 @@ import copy
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from types import BuiltinFunctionType, CellType, FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -174,7 +174,7 @@ class _Copying:
             return known
         if "__deepcopy__" in type(module).__dict__ or isinstance(module, torch.jit.ScriptModule):
             return copy.deepcopy(module, self._memo)
-        duplicate = module.__class__.__new__(module.__class__)
+        duplicate: nn.Module = object.__new__(type(module))  # torch.fx would make a class without `forward`
         self._memo[id(module)] = duplicate
         held = module.__dict__.copy()
         for name, value in held.items():  # most are switches and empty tables of hooks
@@ -221,6 +221,9 @@ class _Copying:
 
         ``copy.deepcopy`` would leave it to compute with the weights of the original.
         """
+        if id(function) in self._memo:
+            known: FunctionType = self._memo[id(function)]
+            return known
         cells = function.__closure__ or ()
         new = tuple(self._cell(cell) for cell in cells)
         if all(one is other for one, other in zip(cells, new, strict=True)):
@@ -232,15 +235,25 @@ class _Copying:
         self._memo[id(function)] = made
         return made
 
+    def _known(self, held: Any) -> Any:
+        """What a function knows, or what stands for it in the copy, where that is of the model."""
+        if id(held) in self._own:
+            return self.module(held)
+        if isinstance(held, Tensor):
+            return self._memo.get(id(held), held)
+        if isinstance(held, MethodType) and id(held.__self__) in self._own:
+            return MethodType(held.__func__, self.module(held.__self__))  # type: ignore[arg-type]
+        return self._function(held) if type(held) is FunctionType else held
+
     def _cell(self, cell: CellType) -> CellType:
         if id(cell) not in self._memo:
             try:
                 held = cell.cell_contents
             except ValueError:  # not filled yet
                 return cell
-            if id(held) in self._own:
-                self._memo[id(cell)] = CellType(self.module(held))
-            elif isinstance(held, Tensor) and id(held) in self._memo:
-                self._memo[id(cell)] = CellType(self._memo[id(held)])
+            self._memo[id(cell)] = cell  # a function may know itself
+            new = self._known(held)
+            if new is not held:
+                self._memo[id(cell)] = CellType(new)
         known: CellType = self._memo.get(id(cell), cell)
         return known

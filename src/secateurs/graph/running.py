@@ -117,6 +117,11 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
+def has_values(model: nn.Module) -> bool:
+    """Whether a model's weights have values; on the meta device they have shapes alone."""
+    return not any(tensor.is_meta for tensor in itertools.chain(model.parameters(), model.buffers()))
+
+
 class TracedCalls(TorchFunctionMode):
     """Functions of torch act as they did in the trace, for a model that is run without data again.
 

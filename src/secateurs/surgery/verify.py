@@ -20,7 +20,7 @@ from secateurs.errors import SecateursError, VerifyError
 from secateurs.graph import trace
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.groups import Graph, Indices
-from secateurs.graph.running import Inputs
+from secateurs.graph.running import Inputs, has_values
 from secateurs.planning.parts import AxisCut, RowScale
 from secateurs.planning.plan import Plan
 from secateurs.surgery.apply import apply, check_fits, rescaled
@@ -141,6 +141,11 @@ def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -
         (True, 'gathered', {'0': 'layer normalisation'})
     """
     check_fits(original, plan)
+    if not (has_values(original) and has_values(pruned)):
+        raise VerifyError(
+            "on the meta device weights have no values, so no outputs can be compared",
+            fix="verify with the models on a real device",
+        )
     mixed = {group.name: group.mixed_by for group in plan.groups if group.mixed_by}
     without = _gathered(original, plan, inputs) if mixed else _silenced(original, plan, inputs)
     forward = deciding(without.decisions, is_first=False)
