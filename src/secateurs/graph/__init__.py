@@ -44,8 +44,8 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         The graph: groups, locked dimensions with reasons, and the cost of any cut.
 
     Raises:
-        TraceError: The model could not be run on these inputs, or is of a kind that cannot be cut: TorchScript,
-            an exported program, or one that registers no parameters.
+        TraceError: The model could not be run on these inputs, or is of a kind that cannot be cut:
+            TorchScript, an exported program, or one that registers no parameters.
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ def _check_traceable(model: nn.Module) -> None:
     if not tensors_of(model):
         raise TraceError(
             f"{kind} registers no parameters, so nothing can be cut",
-            fix="hold modules in nn.ModuleList or nn.ModuleDict, and tensors as nn.Parameter, not in plain lists",
+            fix="hold layers in nn.ModuleList, and tensors as nn.Parameter, not in plain lists",
         )
 
 
