@@ -3,8 +3,8 @@
 What a refitted layer is to give is decided where the network goes on from it. From the call of a layer one
 follows its result as long as a single call reads it and works channel by channel: a batch norm, a scale, a
 sum with whatever else, and what only moves values, such as a permutation. The last such result is the
-*point*. There the smaller network is compared with the
-original, so that the layer also makes up for what the other side of a sum lacks.
+*point*. There the smaller network is compared with the original, so that the layer also makes up for what the
+other side of a sum lacks.
 """
 
 from __future__ import annotations
