@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import multi_head_attention_forward
 
 import secateurs
 from models import build
@@ -34,6 +35,26 @@ def test_the_function_is_put_back_whatever_happens() -> None:
         assert F.multi_head_attention_forward is not before
         raise ValueError("an error of the model's own")
     assert F.multi_head_attention_forward is before
+
+
+class AttentionByName(AttentionAsFunction):
+    """The function is imported by its name: another in its place in `torch.nn.functional` is not met."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention = F.multi_head_attention_forward
+        F.multi_head_attention_forward = multi_head_attention_forward
+        try:
+            return super().forward(x)
+        finally:
+            F.multi_head_attention_forward = attention
+
+
+def test_attention_imported_by_its_name_is_seen_through() -> None:
+    model = build(AttentionByName)
+    graph = secateurs.trace(model, model.example())
+    found = {(group.name, group.size, group.kind) for group in graph.groups}
+    assert found == {("embed", 12, "neuron"), ("query", 3, "head")}
+    assert multi_head_attention_forward is F.multi_head_attention_forward
 
 
 class FunctionalOperator(nn.Module):

@@ -8,6 +8,7 @@ call as a whole, is an ordinary piece of a model's own code.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -31,15 +32,32 @@ def opened(function: Any) -> Callable[..., Any]:
     return twin
 
 
-_ATTENTION = opened(functional.multi_head_attention_forward)
+_NAME = "multi_head_attention_forward"
+_AS_IT_IS = functional.multi_head_attention_forward
+_ATTENTION = opened(_AS_IT_IS)
+_SEEN: set[str] = set()
+_HOLDERS: list[Any] = []
 
 
 @contextmanager
 def attention_opened() -> Iterator[None]:
-    """Attention that is called as a function, by its name in ``torch.nn.functional``, is opened meanwhile."""
-    as_it_was = functional.multi_head_attention_forward
-    functional.multi_head_attention_forward = _ATTENTION
+    """Attention called as a function is opened meanwhile, in every module that holds it by its name."""
+    holders = [each for each in _holders() if getattr(each, _NAME, None) is _AS_IT_IS]
+    for holder in holders:
+        setattr(holder, _NAME, _ATTENTION)
     try:
         yield
     finally:
-        functional.multi_head_attention_forward = as_it_was
+        for holder in holders:
+            setattr(holder, _NAME, _AS_IT_IS)
+
+
+def _holders() -> list[Any]:
+    """The modules that hold the function by its name; each is looked at once, since there are thousands."""
+    for name, module in list(sys.modules.items()):
+        if name not in _SEEN:
+            if name != "__main__":
+                _SEEN.add(name)
+            if getattr(module, "__dict__", {}).get(_NAME) is _AS_IT_IS and module not in _HOLDERS:
+                _HOLDERS.append(module)
+    return _HOLDERS
