@@ -22,7 +22,7 @@ import secateurs
 from models import build
 from secateurs import Plan, VerifyReport
 from secateurs.errors import VerifyError
-from secateurs.graph.running import tensors_in
+from secateurs.graph.packed import tensors_in
 from secateurs.surgery import following, gathered
 
 

@@ -297,6 +297,7 @@ class SizesTwice(nn.Module):
         self.sizes = sizes
         self.items = tuple(sizes.items())
         self.names = tuple(sizes)  # no items
+        self.table, self.rows = {"a": torch.ones(2), "b": 1}, [("a", torch.ones(2)), ("b", 1)]  # no sizes
 
     def __getstate__(self) -> dict[str, object]:
         return {"sizes": self.sizes}

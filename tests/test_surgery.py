@@ -19,7 +19,8 @@ import secateurs
 from models import TOYS, build
 from secateurs import Plan
 from secateurs.errors import ApplyError
-from secateurs.graph.running import call_model, tensors_in
+from secateurs.graph.packed import tensors_in
+from secateurs.graph.running import call_model
 from secateurs.testing import fitting
 from toy import Toy
 

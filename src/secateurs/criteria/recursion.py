@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.criteria.observed import Batch
 from secateurs.graph.calls import is_numbered
-from secateurs.graph.running import call_tensors
+from secateurs.graph.packed import call_tensors
 
 Pair: TypeAlias = tuple[Tensor, Tensor]  # gradient and second derivative, each of an activation's shape
 Step: TypeAlias = Callable[[Pair], tuple[Pair, dict[int, Tensor]]]  # and those of weights, by their id

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateurs.errors import TraceError
 from secateurs.graph.building import GroupBuilder
-from secateurs.graph.copying import modules_of, tensors_of
+from secateurs.graph.copying import tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice, fingerprint_of
@@ -77,7 +77,7 @@ def _check_traceable(model: nn.Module) -> None:
             f"{kind} is a TorchScript module, whose code and sizes are fixed",
             fix="pass the module that it was scripted or traced from, and script the result again",
         )
-    if any(module.training for _, module in modules_of(model)) and _is_exported(model):
+    if _is_exported(model):
         raise TraceError(
             "an exported program has fixed sizes",
             fix="pass the module that was exported, and export the result",

@@ -25,6 +25,7 @@ from secateurs.graph.memos import memos_opened
 from secateurs.graph.operators import canonical
 from secateurs.graph.origins import set_integer
 from secateurs.graph.outputs import Returned
+from secateurs.graph.packed import results_of
 from secateurs.graph.records import Pass, Record
 from secateurs.graph.running import (
     Inputs,
@@ -34,7 +35,6 @@ from secateurs.graph.running import (
     empty_copy,
     numbers_of,
     plain_kernels,
-    results_of,
     source_line,
     without_data,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -68,15 +68,22 @@ def _twins(module: nn.Module) -> Iterator[tuple[str, str]]:
     """
     held = module.__dict__
     for name, value in held.items():
-        if name not in _MODULE_INTERNALS and type(value) is dict and _has_integer(value):
-            items = list(value.items())
-            for twin, other in held.items():
-                if type(other) in (tuple, list) and len(other) == len(items) and list(other) == items:
-                    yield name, twin
+        if name in _MODULE_INTERNALS or type(value) is not dict or not _are_sizes(value.values()):
+            continue
+        for twin, other in held.items():
+            if type(other) not in (tuple, list) or len(other) != len(value):
+                continue
+            are_items = all(type(each) is tuple and len(each) == 2 for each in other)
+            if are_items and _are_sizes(each[1] for each in other) and list(other) == list(value.items()):
+                yield name, twin
 
 
-def _has_integer(value: dict[Any, Any]) -> bool:
-    return any(isinstance(item, int) for item in value.values())
+def _are_sizes(values: Iterable[Any]) -> bool:
+    """Whether all values are plain, as sizes and options are, and some of them integers."""
+    kinds = {type(value) for value in values}
+    return any(issubclass(kind, int) and kind is not bool for kind in kinds) and all(
+        kind in _PLAIN or issubclass(kind, int) for kind in kinds
+    )
 
 
 def _contents(value: Any) -> dict[Any, Any] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateurs.graph.running import tensors_in
+from secateurs.graph.packed import tensors_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

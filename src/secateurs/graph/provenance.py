@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.operators import operator
-from secateurs.graph.running import call_tensors, results_of
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.scaling import SHAPE_ALONE, WAYS
 from secateurs.graph.shadows import (
     Rows,

@@ -6,8 +6,7 @@ import contextlib
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -29,6 +28,7 @@ from secateurs.graph.einsum import einsum
 from secateurs.graph.exchange import write_out
 from secateurs.graph.opened import attention_opened
 from secateurs.graph.operators import operator
+from secateurs.graph.packed import call_tensors, tensors_in
 from secateurs.graph.recurrent import call_in_few_steps, steps_of
 from secateurs.graph.values import (
     Answers,
@@ -289,70 +289,6 @@ def numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         elif isinstance(value, kinds) and not isinstance(value, bool):
             found.append(value)
     return tuple(found)
-
-
-def results_of(out: Any) -> list[Tensor]:
-    """The tensors that an operator returned."""
-    return [out] if isinstance(out, Tensor) else call_tensors((out,), {})
-
-
-def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments of a call, in a fixed order."""
-    found: list[Tensor] = []
-    for value in args:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list, dict)):
-            _collect((value,), found)
-    if kwargs:
-        _collect(kwargs.values(), found)
-    return found
-
-
-def _collect(values: Iterable[Any], into: list[Tensor]) -> None:
-    for value in values:
-        if isinstance(value, Tensor):
-            into.append(value)
-        elif isinstance(value, (tuple, list)):
-            _collect(value, into)
-        elif isinstance(value, dict):
-            _collect(value.values(), into)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors that a value holds, however they are packed, in a fixed order.
-
-    Looks into mappings, sequences, dataclasses and the attributes of other objects.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> packed = {"boxes": [torch.zeros(2, 4)], "more": SimpleNamespace(scores=torch.ones(2))}
-        >>> [tuple(tensor.shape) for tensor in tensors_in(packed)]
-        [(2, 4), (2,)]
-    """
-    found: list[Tensor] = []
-    _unpack(value, found, set())
-    return found
-
-
-def _unpack(value: Any, into: list[Tensor], above: set[int]) -> None:
-    if isinstance(value, Tensor):
-        into.append(value)
-    elif id(value) not in above:
-        for item in _items(value):
-            _unpack(item, into, above | {id(value)})
-
-
-def _items(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, (tuple, list)):
-        return value
-    if isinstance(value, (type, ModuleType, nn.Module)):
-        return ()
-    if is_dataclass(value):
-        return [getattr(value, each.name, None) for each in fields(value)]
-    return list(getattr(value, "__dict__", {}).values())
 
 
 def source_line() -> str:

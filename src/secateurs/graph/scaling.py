@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from secateurs.graph.running import results_of
+from secateurs.graph.packed import results_of
 from secateurs.graph.shadows import constant_along, narrowed, shadow_of, spread
 
 if TYPE_CHECKING:

@@ -24,19 +24,11 @@ from secateurs.graph.marks import LABELS, Marks
 from secateurs.graph.operators import operator
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
+from secateurs.graph.packed import call_tensors, results_of, tensors_in
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.records import Contraction, ParameterDim, Pass, Read, Record
 from secateurs.graph.recurrent import call_in_few_steps, share_of_steps
-from secateurs.graph.running import (
-    Inputs,
-    call_model,
-    call_tensors,
-    numbers_of,
-    results_of,
-    source_line,
-    tensors_in,
-    without_data,
-)
+from secateurs.graph.running import Inputs, call_model, numbers_of, source_line, without_data
 from secateurs.graph.spread import tie_copies
 from secateurs.graph.values import Answers, asks, value_of
 

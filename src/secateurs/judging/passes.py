@@ -14,7 +14,8 @@ from secateurs.errors import ScoreError
 from secateurs.graph.copying import copy_model, drop_foreign_hooks, tensors_of
 from secateurs.graph.exchange import write_out
 from secateurs.graph.groups import Graph, Group
-from secateurs.graph.running import call_model, plain_kernels, tensors_in
+from secateurs.graph.packed import tensors_in
+from secateurs.graph.running import call_model, plain_kernels
 from secateurs.judging.replay import Reads, Record, Recording, Replay, kept_places
 from secateurs.judging.silencing import Silencing
 from secateurs.judging.tape import CallMode, OtherPathError, Tape, Taping

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateurs.graph.calls import is_numbered
-from secateurs.graph.running import call_tensors, tensors_in
+from secateurs.graph.packed import call_tensors, tensors_in
 
 
 class OtherPathError(Exception):

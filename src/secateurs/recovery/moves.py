@@ -15,21 +15,10 @@ from torch import Tensor
 
 Move: TypeAlias = Callable[[Tensor], Tensor]
 
-_MOVES = frozenset(
-    (
-        *(
-            "view",
-            "reshape",
-            "flatten",
-            "unflatten",
-            "squeeze",
-            "unsqueeze",
-            "ravel",
-        ),
-        *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint", "t"),
-        *("roll", "flip", "fliplr", "flipud", "rot90", "narrow", "select", "__getitem__"),
-    )
-)
+_VIEWS = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel")
+_TURNS = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint", "t")
+_SHIFTS = ("roll", "flip", "fliplr", "flipud", "rot90", "narrow", "select", "__getitem__")
+_MOVES = frozenset((*_VIEWS, *_TURNS, *_SHIFTS))
 
 
 def move_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], moved: Tensor) -> Move | None:

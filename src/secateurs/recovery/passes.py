@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.errors import TrainingError
 from secateurs.graph.calls import is_numbered
-from secateurs.graph.running import Inputs, call_model, call_tensors
+from secateurs.graph.packed import call_tensors
+from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.moves import Move, move_of, origins
 from secateurs.recovery.readers import Reader, reader_of
 

@@ -10,7 +10,7 @@ other side of a sum lacks.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,15 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.running import Inputs, call_model, call_tensors, results_of, tensors_in
+from secateurs.graph.packed import call_tensors, results_of, tensors_in
+from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Chain, Norm, Step
-from secateurs.recovery.moves import channel_of, move_of, numbered
+from secateurs.recovery.moves import channel_of, numbered
 from secateurs.recovery.readers import Reader, reader_of
+from secateurs.recovery.steps import steps_of
 
-_SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
-_SCALES = frozenset(("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"))
-_DROPOUTS = frozenset(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d"))
-_COPIES = frozenset(("contiguous", "clone"))
 _OF_VALUES = frozenset(
     (
         *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
@@ -192,7 +190,10 @@ class Recorder(TorchFunctionMode):
         self._makers.append(makers)
         self._named.append({name for each in operands if (name := self.name_of(each)) is not None})
         reader = reader_of(func, args, kwargs) if self._reads_data(operands) else None
-        steps = dict(self._steps_of(func, args, kwargs, operands, makers))
+        steps = dict(steps_of(func, args, kwargs, operands, makers, self._is_data))
+        for step, _ in steps.values():
+            if step.norm is not None:
+                self._norms[number] = step.norm
         versions = [tensor._version for tensor in operands]
         out = func(*args, **kwargs)
         results = results_of(out)
@@ -261,82 +262,6 @@ class Recorder(TorchFunctionMode):
             storage = _storage(tensor)
             if storage in self._storages and storage not in views:
                 self._uses.setdefault(storage, []).append((*_span(tensor), number))
-
-    def _steps_of(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        operands: list[Tensor],
-        makers: list[int],
-    ) -> Iterator[tuple[int, tuple[Step, torch.Size]]]:
-        """What the call does to each argument that a call has made."""
-        if not operands:
-            return
-        name, one = self.names[-1], operands[0].new_ones(1, dtype=torch.float64)
-        if name == "batch_norm" and makers[0] >= 0:
-            norm = _norm_of(func, args, kwargs)
-            if norm is not None:
-                self._norms[len(self.names) - 1] = norm
-                yield makers[0], (Step(norm.scale, 1 - operands[0].dim(), norm), operands[0].shape)
-        elif name in _COPIES or (name in _DROPOUTS and not _is_training(args, kwargs)):
-            yield makers[0], (Step(one, is_plain=True), operands[0].shape)
-        elif len(operands) == 1 and (move := move_of(func, args, kwargs, operands[0])) is not None:
-            yield makers[0], (Step(one, move=move, is_plain=True), operands[0].shape)
-        elif name in _SUMS and kwargs.get("alpha", 1) == 1:
-            for maker, tensor in zip(makers, operands, strict=True):
-                if maker >= 0:
-                    yield maker, (self._sum_with(tensor, operands), tensor.shape)
-        elif name in _SCALES:
-            yield from self._scaled(args, operands, makers)
-
-    def _sum_with(self, tensor: Tensor, operands: list[Tensor]) -> Step:
-        one = tensor.new_ones(1, dtype=torch.float64)
-        others = [each for each in operands if each is not tensor]
-        if len(others) == 1 and isinstance(others[0], nn.Parameter):
-            channel = _channel_of(others[0])
-            if channel is not None:
-                return Step(one, channel, shift=others[0])
-        return Step(one)
-
-    def _scaled(
-        self, args: tuple[Any, ...], operands: list[Tensor], makers: list[int]
-    ) -> Iterator[tuple[int, tuple[Step, torch.Size]]]:
-        if len(operands) == 1:
-            factor = next((each for each in args if isinstance(each, (int, float))), None)
-            if factor is not None:
-                scale = operands[0].new_full((1,), float(factor), dtype=torch.float64)
-                yield makers[0], (Step(scale), operands[0].shape)
-            return
-        for place, maker in enumerate(makers):
-            other = operands[1 - place]
-            channel = _channel_of(other)
-            if maker >= 0 and channel is not None and not self._is_data([other]):
-                yield maker, (Step(other.detach().double().flatten(), channel), operands[place].shape)
-
-
-def _norm_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Norm | None:
-    names = ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"]
-    if func is torch.batch_norm:
-        names[1:5] = ["weight", "bias", "running_mean", "running_var"]
-    found = {"training": False, "eps": 1e-5} | dict(zip(names, args, strict=False)) | kwargs
-    if found["training"] or found.get("running_mean") is None or found.get("running_var") is None:
-        return None
-    return Norm(
-        mean=found["running_mean"], var=found["running_var"], eps=float(found["eps"]),
-        weight=found.get("weight"), bias=found.get("bias"),
-    )  # fmt: skip
-
-
-def _is_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Of a call of a dropout: ``(input, p, training)``."""
-    return bool(kwargs.get("training", args[2] if len(args) > 2 else True))
-
-
-def _channel_of(tensor: Tensor) -> int | None:
-    """The only dimension of a tensor that has a length, counted from the end."""
-    long = [axis - tensor.dim() for axis, size in enumerate(tensor.shape) if size > 1]
-    return long[0] if len(long) == 1 else None
 
 
 def _storage(tensor: Tensor) -> int:

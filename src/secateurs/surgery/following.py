@@ -14,8 +14,9 @@ from secateurs.graph.labels import Dim
 from secateurs.graph.operators import canonical
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules import find_call_rule, find_rule
-from secateurs.graph.running import Inputs, call_model, call_tensors, results_of
+from secateurs.graph.running import Inputs, call_model
 from secateurs.graph.tracing import Tracer
 from secateurs.graph.values import without_masks
 from secateurs.surgery.wide import call_wide, widened

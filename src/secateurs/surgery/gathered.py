@@ -26,14 +26,8 @@ from secateurs.graph.groups import Indices
 from secateurs.graph.labels import Dim
 from secateurs.graph.memos import memos_opened
 from secateurs.graph.operators import canonical
-from secateurs.graph.running import (
-    Inputs,
-    TracedCalls,
-    call_model,
-    device_of,
-    plain_kernels,
-    results_of,
-)
+from secateurs.graph.packed import results_of
+from secateurs.graph.running import Inputs, TracedCalls, call_model, device_of, plain_kernels
 from secateurs.graph.tracing import Tracer
 from secateurs.graph.unions import LOCKED, LabelArray
 from secateurs.graph.values import without_masks

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import fixed, lock_all, lock_call
 from secateurs.graph.rules.registry import rule
-from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Tracer
 
 _SAMPLED = "it is sampled at computed places"

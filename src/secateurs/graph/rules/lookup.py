@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import broadcast, fixed, lock_all, lock_call, meet, place_of
 from secateurs.graph.rules.registry import aten, rule
-from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Tracer
 
 _INDEXED = "it is indexed by a tensor"

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import broadcast, fixed, lock_all, lock_call, place_of
 from secateurs.graph.rules.contraction import matrix_product, vector_product
 from secateurs.graph.rules.registry import Arguments, aten, rule
-from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Tracer
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.packed import results_of
 from secateurs.graph.rules.common import fixed
 from secateurs.graph.rules.registry import aten, rule
-from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
 

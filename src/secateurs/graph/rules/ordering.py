@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import fixed, lock_all, lock_call, place_of, without
 from secateurs.graph.rules.registry import Arguments, aten, rule
-from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Tracer
 
 

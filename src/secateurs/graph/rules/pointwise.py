@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import place_of
 from secateurs.graph.rules.registry import Arguments, aten, rule
-from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Tracer
 
 

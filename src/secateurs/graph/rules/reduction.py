@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.packed import results_of
 from secateurs.graph.rules.common import broadcast, fixed
 from secateurs.graph.rules.registry import Arguments, aten, rule
-from secateurs.graph.running import results_of
 from secateurs.graph.tracing import Tracer
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch._ops import HigherOrderOperator
 
+from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import refuse
-from secateurs.graph.running import call_tensors, results_of
 from secateurs.graph.tracing import Rule, Tracer
 
 
