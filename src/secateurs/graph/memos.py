@@ -8,9 +8,7 @@ Nor may it keep what a run of ours makes: tensors without data, or wide ones, wo
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any
 
@@ -18,10 +16,9 @@ from torch import nn
 
 from secateurs.graph.copying import modules_of
 from secateurs.graph.integers import traced_in
+from secateurs.graph.loaded import Holders, exchanged
 
 _MEMO = type(functools.lru_cache(len))
-_WITHOUT_MODELS = sys.stdlib_module_names | {"torch", "numpy", "scipy", "sympy"}
-_FOUND: dict[str, tuple[str, ...]] = {}  # by module, because to look takes 0.1 s for a thousand of them
 
 
 class _Memo:
@@ -41,36 +38,15 @@ class _Memo:
         return getattr(self._memo, name)
 
 
-@contextmanager
-def memos_opened(model: nn.Module) -> Iterator[None]:
+_HOLDERS = Holders(lambda thing: type(thing) is _MEMO)
+
+
+def memos_opened(model: nn.Module) -> AbstractContextManager[None]:
     """Memoised functions of all loaded modules, and methods of the model's classes, start empty meanwhile.
 
     Args:
         model: The model that is run.
     """
     classes = {base for _, module in modules_of(model) for base in type(module).__mro__}
-    held: list[tuple[Any, str]] = [
-        (sys.modules[name], key) for name, keys in _memos().items() for key in keys
-    ]
-    held += [(each, key) for each in classes for key in _names(each)]
-    memos = [(holder, key, vars(holder)[key]) for holder, key in held if key in vars(holder)]
-    for holder, key, memo in memos:
-        setattr(holder, key, _Memo(memo))
-    try:
-        yield
-    finally:
-        for holder, key, memo in memos:
-            setattr(holder, key, memo)
-
-
-def _memos() -> dict[str, tuple[str, ...]]:
-    for name, module in list(sys.modules.items()):
-        if name not in _FOUND or name == "__main__":
-            _FOUND[name] = () if name.partition(".")[0] in _WITHOUT_MODELS else _names(module)
-    return {name: keys for name, keys in _FOUND.items() if keys and name in sys.modules}
-
-
-def _names(holder: Any) -> tuple[str, ...]:
-    return tuple(
-        name for name, value in list(getattr(holder, "__dict__", {}).items()) if type(value) is _MEMO
-    )
+    methods = [(each, key) for each in classes for key in _HOLDERS.names(each)]
+    return exchanged([*_HOLDERS.places(), *methods], _Memo)

@@ -8,13 +8,14 @@ call as a whole, is an ordinary piece of a model's own code.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any
 
 from torch.nn import functional
+
+from secateurs.graph.loaded import Holders, exchanged
 
 
 def opened(function: Any) -> Callable[..., Any]:
@@ -32,32 +33,11 @@ def opened(function: Any) -> Callable[..., Any]:
     return twin
 
 
-_NAME = "multi_head_attention_forward"
 _AS_IT_IS = functional.multi_head_attention_forward
 _ATTENTION = opened(_AS_IT_IS)
-_SEEN: set[str] = set()
-_HOLDERS: list[Any] = []
+_HOLDERS = Holders(lambda thing: thing is _AS_IT_IS, also=["torch.nn.functional"])
 
 
-@contextmanager
-def attention_opened() -> Iterator[None]:
-    """Attention called as a function is opened meanwhile, in every module that holds it by its name."""
-    holders = [each for each in _holders() if getattr(each, _NAME, None) is _AS_IT_IS]
-    for holder in holders:
-        setattr(holder, _NAME, _ATTENTION)
-    try:
-        yield
-    finally:
-        for holder in holders:
-            setattr(holder, _NAME, _AS_IT_IS)
-
-
-def _holders() -> list[Any]:
-    """The modules that hold the function by its name; each is looked at once, since there are thousands."""
-    for name, module in list(sys.modules.items()):
-        if name not in _SEEN:
-            if name != "__main__":
-                _SEEN.add(name)
-            if getattr(module, "__dict__", {}).get(_NAME) is _AS_IT_IS and module not in _HOLDERS:
-                _HOLDERS.append(module)
-    return _HOLDERS
+def attention_opened() -> AbstractContextManager[None]:
+    """Attention called as a function is opened meanwhile, in every module that holds it."""
+    return exchanged(_HOLDERS.places(), lambda held: _ATTENTION if held is _AS_IT_IS else held)

@@ -44,6 +44,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     Looks into mappings, sequences, dataclasses and the attributes of other objects.
 
     Example:
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> packed = {"boxes": [torch.zeros(2, 4)], "more": SimpleNamespace(scores=torch.ones(2))}
         >>> [tuple(tensor.shape) for tensor in tensors_in(packed)]
