@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_WITHOUT_MODELS = sys.stdlib_module_names | {"torch", "numpy", "scipy", "sympy"}
+_WITHOUT_MODELS = sys.stdlib_module_names | {"secateurs", "torch", "numpy", "scipy", "sympy"}
 
 
 class Holders:
@@ -17,7 +17,7 @@ class Holders:
 
     Args:
         is_meant: Whether a thing is of that kind.
-        also: Names of modules to look at among those of Python and torch, which are left out.
+        also: Names of modules to look at among those of Python, torch and ours, which are left out.
 
     Example:
         >>> import fractions
