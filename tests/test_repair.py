@@ -546,6 +546,27 @@ def test_a_failed_repair_leaves_the_smaller_network_as_it_was(monkeypatch: pytes
     assert threading.active_count() == 1  # the passes that waited are gone
 
 
+class TwoInputs(nn.Module):
+    """One input is scaled by the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 9), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.last(self.first(x).relu() * scale)
+
+
+def test_several_inputs_stand_in_a_tuple_of_their_own() -> None:
+    model, inputs = ready(TwoInputs()), (torch.randn(40, 5), torch.rand(40, 1))
+    plan, small = cut(model, inputs, {"first": [0, 1, 2, 3]})
+    with pytest.raises(TrainingError, match=r"TwoInputs could not be called on a batch: .*'scale'"):
+        repair(model, small, plan, [inputs])  # the second is taken for targets
+    before = (model(*inputs) - small(*inputs)).square().mean()
+    assert repair(model, small, plan, [(inputs, None)]).images == 40
+    assert (model(*inputs) - small(*inputs)).square().mean() < before
+
+
 def test_few_positions_are_not_followed_by_chance() -> None:
     model = ready(Convolutions(nn.Linear(5, 200), nn.Linear(200, 3)))
     inputs, others = torch.randn(30, 5), torch.randn(500, 5)

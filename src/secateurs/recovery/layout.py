@@ -50,9 +50,15 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
         weights: Whether weights are refitted, or constants alone.
 
     Raises:
-        TrainingError: The two networks do not call the same functions.
+        TrainingError: The two networks do not call the same functions, or cannot be called on the inputs.
     """
-    whole, small = Recorder(model, inputs), Recorder(smaller, inputs)
+    try:
+        whole, small = Recorder(model, inputs), Recorder(smaller, inputs)
+    except TypeError as error:
+        raise TrainingError(
+            f"{type(model).__name__} could not be called on a batch: {error}",
+            fix="a batch is inputs or (inputs, targets), so several inputs are ((one, other), None)",
+        ) from error
     if whole.names != small.names:
         both = zip((*whole.names, "nothing"), (*small.names, "nothing"), strict=False)
         place, (one, other) = next((place, names) for place, names in enumerate(both) if len(set(names)) > 1)
