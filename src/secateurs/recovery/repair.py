@@ -109,8 +109,8 @@ def repair(
         smaller: What :func:`secateurs.apply` made of it with `plan`.
         plan: The cut between the two.
         batches: Inputs, or pairs of inputs and targets, which are not used; several inputs are
-            ``((one, other), None)``. Images as they were trained
-            on, without augmentation, a few hundred to a few thousand; gone through once and kept meanwhile.
+            ``((one, other), None)``. Images as they were trained on, without augmentation, a few hundred to a
+            few thousand; gone through once and kept meanwhile.
         how: ``"none"``, ``"batch-norm"``, ``"compensate"`` or ``"reconstruct"``.
         ridge: The pull towards the weights as they are, relative to the mean variance of what they read. It
             grows where there are fewer than 16 positions for each value that an output reads.
