@@ -120,12 +120,13 @@ class TiedWeights(Toy):
 
 
 class HardCodedView(Toy):
-    """A literal size in `forward` cannot shrink: what it touches is locked, what is beside it is not."""
+    """A literal size in `forward` becomes an attribute, and what it touches can be cut."""
 
     PIXELS = (10,)
-    GROUPS = (units("conv", 8, "conv.weight:0", "head.fc.weight:1", "conv.bias:0"),)
-    LOCKED: ClassVar = {"fc.weight:0": "fixed length 6", "conv.weight:1": "fixed length 6"}
-    LOCKED_AT = ".view(-1, 6, 7, 7)"
+    GROUPS = (
+        units("fc", 6, "fc.weight:0*49", "conv.weight:1", "fc.bias:0*49", kind="neuron"),
+        units("conv", 8, "conv.weight:0", "head.fc.weight:1", "conv.bias:0"),
+    )
     MACS = 10 * 294 + 49 * 8 * 6 * 9 + 8 * 4
 
     def __init__(self) -> None:
@@ -135,6 +136,27 @@ class HardCodedView(Toy):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fc(x)).view(-1, 6, 7, 7)
         return self.head(F.relu(self.conv(x)))
+
+
+def as_maps(x: Tensor) -> Tensor:
+    """Six maps of 7 x 7 pixels."""
+    return x.view(-1, 6, 7, 7)
+
+
+class HardCodedFunction(Toy):
+    """A literal size in a function outside cannot shrink: it locks what it touches, not what is beside it."""
+
+    PIXELS = (10,)
+    GROUPS = (units("conv", 8, "conv.weight:0", "head.fc.weight:1", "conv.bias:0"),)
+    LOCKED: ClassVar = {"fc.weight:0": "fixed length 6", "conv.weight:1": "fixed length 6"}
+    MACS = 10 * 294 + 49 * 8 * 6 * 9 + 8 * 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv, self.head = nn.Linear(10, 6 * 49), conv(6, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(as_maps(F.relu(self.fc(x))))))
 
 
 class ChunkToTwoConvs(Toy):

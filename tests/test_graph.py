@@ -199,7 +199,7 @@ def test_unknown_operators_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("toy", "place"), [(models.HardCodedView, "fc.weight:0"), (models.UnknownOperator, "second.weight:1")]
+    ("toy", "place"), [(models.HardCodedFunction, "fc.weight:0"), (models.UnknownOperator, "second.weight:1")]
 )
 def test_the_reason_reaches_all_that_it_locks(toy: type[Toy], place: str) -> None:
     model = build(toy)

@@ -217,10 +217,19 @@ class GroupBuilder:
         )
 
     def _lock_stuck(self, graph: Graph) -> bool:
-        """Lock the groups whose constraints leave them no smaller count; whether there are any."""
+        """Free the groups whose constraints leave them no smaller count, or lock them; whether there are any.
+
+        Freed are those whose size an attribute can hold instead of what `forward` computes, unless the same
+        dimensions can be cut the other way.
+        """
         stuck = stuck_groups(graph)
+        names = {group.name for group, _ in stuck}
         for group, each in stuck:
-            self.lock(group, f"forward computes {each.reason}", each.where)
+            key = each.spot.key if each.spot is not None else None
+            if key is not None and key not in self._tracer.freed and names.issuperset(group.crosses):
+                self._tracer.freed.add(key)
+            else:
+                self.lock(group, f"forward computes {each.reason}", each.where)
         return bool(stuck)
 
     def _reads(self) -> tuple[UnitRead, ...]:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from secateurs.graph.expressions import COMPARISONS, Constant, evaluate, leaves_of, solve
+from secateurs.graph.rewriting import WrittenSize
+from secateurs.graph.written import Spot
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -88,6 +90,9 @@ class SizeTie:
         value: The integer before any cut.
         length: The length that it states.
         expression: Where the model states the length by a formula with this attribute in it, the formula.
+        written: The size in the model's code that the attribute takes the place of, where it is none of the
+            model's own.
+        formula: What that code computes instead, and has to be equal to the length.
     """
 
     module: str
@@ -96,6 +101,14 @@ class SizeTie:
     value: int
     length: Counted
     expression: Any = None
+    written: WrittenSize | None = None
+    formula: CountConstraint | None = None
+
+    def is_needed(self, gone: Mask) -> bool:
+        """Whether a cut has to set it."""
+        if self.formula is not None:
+            return not self.formula.holds(gone)
+        return self.after(gone) != self.value
 
     def after(self, gone: Mask) -> int:
         """The integer after a cut."""
@@ -129,6 +142,7 @@ class CountConstraint:
         groups: The groups, by their place in the graph, whose counts they depend on.
         reason: What the code computes, in words.
         where: The line of the model's source.
+        spot: The call that is given the size, where an attribute might take its place.
     """
 
     left: Any
@@ -136,9 +150,10 @@ class CountConstraint:
     groups: frozenset[int]
     reason: str
     where: str
+    spot: Spot | None = None
 
     @classmethod
-    def of(cls, left: Any, right: Any, reason: str, where: str) -> CountConstraint:
+    def of(cls, left: Any, right: Any, reason: str, where: str, spot: Spot | None = None) -> CountConstraint:
         """Collect the groups that both sides depend on."""
         groups: set[int] = set()
         for leaf in (*leaves_of(left), *leaves_of(right)):
@@ -148,7 +163,7 @@ class CountConstraint:
                 groups |= {g for each in inner if isinstance(each, Counted) for g in each.groups}
             elif isinstance(leaf, Counted):
                 groups |= leaf.groups
-        return cls(left, right, frozenset(groups), reason, where)
+        return cls(left, right, frozenset(groups), reason, where, spot)
 
     def holds(self, gone: Mask) -> bool:
         """Whether a cut respects it."""

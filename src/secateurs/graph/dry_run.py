@@ -27,6 +27,7 @@ from secateurs.graph.origins import set_integer
 from secateurs.graph.outputs import Returned
 from secateurs.graph.packed import results_of
 from secateurs.graph.records import Pass, Record
+from secateurs.graph.rewriting import write_sizes
 from secateurs.graph.running import (
     Inputs,
     MetaMode,
@@ -123,6 +124,7 @@ def dry_run(
     behind that the next one uses, such as a table that is made at the first call.
     """
     trial = empty_copy(model, cut_shapes(graph, gone))
+    write_sizes(trial, (tie.written for tie in graph.ties if tie.written is not None))
     for tie in graph.ties:
         set_integer(trial, tie.module, tie.attribute, tie.position, tie.after(gone))
     restate_sizes(trial)

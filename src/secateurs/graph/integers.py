@@ -24,6 +24,7 @@ from secateurs.graph.expressions import (
 )
 from secateurs.graph.labels import Dim
 from secateurs.graph.running import source_line
+from secateurs.graph.written import Spot
 
 _INT_COMPARISONS = {name: getattr(int, f"__{name}__") for name in COMPARISONS}
 
@@ -36,11 +37,13 @@ class Statement:
         expression: What it says.
         dim: The dimension.
         where: The line of the model's source.
+        spot: The call that was given the length, where it is in a method of a module.
     """
 
     expression: Expression
     dim: Dim
     where: str = ""
+    spot: Spot | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

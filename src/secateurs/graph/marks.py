@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.graph.expressions import Expression, Length
+from secateurs.graph.expressions import Constant, Expression, Length
 from secateurs.graph.integers import Book, Statement, Traced
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.records import Contraction
 from secateurs.graph.running import MetaMode, source_line
+from secateurs.graph.written import spot_here
 
 LABELS = "_secateurs_labels"
 
@@ -29,6 +30,9 @@ class Marks(MetaMode):
         self.contractions: list[Contraction] = []
         self.book = Book()
         self.statements: list[Statement] = []
+        self.paths: dict[int, str] = {}
+        self.given: dict[Any, set[int]] = {}
+        self.freed: set[Any] = set()
         self.mixed: list[tuple[Dim, str]] = []
         self.bare: list[Dim] = []
         self.kinds: list[tuple[Dim, str]] = []
@@ -123,9 +127,29 @@ class Marks(MetaMode):
             of: Number of dimensions of that shape.
         """
         expression = self._stated(value, position, of)
-        if expression is None or (isinstance(expression, Length) and _alike(expression.dim, dim)):
-            return
-        self.state(expression, dim)
+        spot = spot_here(self.paths, position, of)
+        if spot is not None:
+            self.given.setdefault(spot.key, set()).add(int(value))
+        if expression is None:
+            if spot is not None and dim.factors:
+                self.statements.append(Statement(Constant(int(value)), dim, source_line(), spot))
+        elif not (isinstance(expression, Length) and _alike(expression.dim, dim)):
+            self.statements.append(Statement(expression, dim, source_line(), spot))
+
+    def written(self, dim: Dim, position: int | None, *, of: int = 0) -> bool:
+        """Whether the length of `dim` is written in figures where an attribute can take their place.
+
+        Args:
+            dim: The dimension.
+            position: Which of the numbers that the call is given states it.
+            of: How many there are; 0 for the ends of ranges in square brackets.
+        """
+        spot = spot_here(self.paths, position, of)
+        if spot is None or spot.written(dim.size, None) is None:
+            return False
+        self.given.setdefault(spot.key, set()).add(dim.size)
+        self.statements.append(Statement(Constant(dim.size), dim, source_line(), spot))
+        return True
 
     def state(self, expression: Expression, dim: Dim) -> None:
         """The model's code says that a dimension has the length of an expression."""

@@ -7,7 +7,7 @@ import copy
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -235,6 +235,7 @@ def in_evaluation(model: nn.Module) -> nn.Module:
     return model.eval() if any(module.training for _, module in modules_of(model)) else model
 
 
+EDITED = " with attributes "  # in the name of a file of rewritten code: what follows tells apart
 _EMPTY = torch.ops.aten.empty.memory_format
 
 
@@ -293,14 +294,21 @@ def numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
 
 def source_line() -> str:
     """The innermost line of the user's model that is being run, as ``file.py:12 in forward``."""
-    frame = sys._getframe(1)
+    frame = model_frame()
+    if frame is None:
+        return ""
+    module = frame.f_globals.get("__name__", "")
+    short = module.replace(".", "/") + ".py" if module not in ("__main__", "") else frame.f_code.co_filename
+    return f"{short.partition(EDITED)[0]}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def model_frame() -> FrameType | None:
+    """The innermost frame that runs the user's model, and not torch or this library."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
         module = frame.f_globals.get("__name__", "")
-        if not module.startswith(("torch.", "secateurs.")) and module != "torch" and not name.startswith("<"):
-            short = module.replace(".", "/") + ".py" if module not in ("__main__", "") else name
-            return f"{short}:{frame.f_lineno} in {frame.f_code.co_name}"
-        if frame.f_back is None:
-            break
+        outside = module == "torch" or module.startswith(("torch.", "secateurs."))
+        if not outside and not frame.f_code.co_filename.startswith("<"):
+            return frame
         frame = frame.f_back
-    return ""
+    return None

@@ -22,6 +22,7 @@ from secateurs.graph.expressions import (
 from secateurs.graph.groups import Graph, Group
 from secateurs.graph.labels import Dim
 from secateurs.graph.tracing import Tracer
+from secateurs.graph.written import Spot
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 _Key: TypeAlias = "tuple[str, str, int | None]"
@@ -60,15 +61,23 @@ class SizeReader:
         self._tie_plain()
         self._tie_formulas()
         constraints = []
-        for left, right, where in self._equalities():
+        for left, right, where, spot in self._equalities():
             a, b = self._resolved(left), self._resolved(right)
             if self._differ(a, b):
+                if spot is not None and (isinstance(left, Constant) or spot.key in self._tracer.freed):
+                    attribute = self._written(spot, left, right.dim, CountConstraint.of(a, b, "", where))
+                    if attribute is None and isinstance(left, Constant):
+                        continue  # the dry run will tell
+                    if attribute is not None:
+                        if not self._differ(attribute, b):
+                            continue
+                        a = attribute
                 reason = f"{in_words(left)} where {in_words(right)} is expected"
                 if isinstance(left, Length) and isinstance(right, Length):
                     reason = f"with two lengths of {left.dim.size} that have to agree"
                 elif isinstance(right, Constant):
                     reason = f"a number from {in_words(left)}, which has to stay {in_words(right)}"
-                constraints.append(CountConstraint.of(a, b, reason, where))
+                constraints.append(CountConstraint.of(a, b, reason, where, spot))
         return tuple(self._ties.values()), tuple(_distinct(constraints)), tuple(self._conditions())
 
     def _conditions(self) -> list[CountCondition]:
@@ -92,19 +101,37 @@ class SizeReader:
             self._counted[key] = Counted.of(dim.size, units, self._group_of, self._sizes)
         return self._counted[key]
 
-    def _equalities(self) -> Iterator[tuple[Any, Any, str]]:
+    def _written(self, spot: Spot, stated: Any, dim: Dim, formula: CountConstraint) -> Counted | None:
+        """The length that an attribute in the place of a size follows; None where none can."""
+        found = spot.written(dim.size, None if isinstance(stated, Constant) else stated)
+        if found is None or self._tracer.given[spot.key] != {dim.size}:
+            return None
+        size, value = found
+        attribute = Attribute(size.module, size.attribute, None, value)
+        product = Operation("mul", attribute, Constant(dim.size // value)) if value != dim.size else None
+        if attribute.key not in self._ties:
+            self._tie(
+                attribute,
+                self._counted_dim(dim),
+                product,
+                written=size,
+                formula=None if isinstance(stated, Constant) else formula,
+            )
+        return self._ties[attribute.key].length
+
+    def _equalities(self) -> Iterator[tuple[Any, Any, str, Spot | None]]:
         """All pairs of expressions that must have one value."""
         for each in self._tracer.statements:
-            yield each.expression, Length(each.dim), each.where
+            yield each.expression, Length(each.dim), each.where, each.spot
         for compared in self._tracer.book.compared:
             if compared.name == "eq" and compared.outcome:
-                yield compared.left, compared.right, compared.where
+                yield compared.left, compared.right, compared.where, None
 
     # -- attributes -------------------------------------------------------------------------------
 
     def _tie_plain(self) -> None:
         """Tie the attributes that are themselves stated as, or compared with, a length that can change."""
-        for left, right, _ in self._equalities():
+        for left, right, *_ in self._equalities():
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, Attribute) and isinstance(other, Length):
                     self._stated.add(one.key)
@@ -124,7 +151,7 @@ class SizeReader:
                 if self._differ(as_it_is, length):
                     self._tie(unknown[0], length, replaced(each.expression, self._leaf_but(unknown[0].key)))
 
-    def _tie(self, attribute: Attribute, length: Counted, expression: Any = None) -> None:
+    def _tie(self, attribute: Attribute, length: Counted, expression: Any = None, **more: Any) -> None:
         self._ties.setdefault(
             attribute.key,
             SizeTie(
@@ -134,6 +161,7 @@ class SizeReader:
                 value=attribute.value,
                 length=length,
                 expression=expression,
+                **more,
             ),
         )
 
@@ -169,6 +197,8 @@ class SizeReader:
                 return False
             if _is_simple(a) and _is_simple(b) and (a.terms, a.fixed) != (b.terms, b.fixed):
                 return True  # small groups might by chance keep as many in every trial
+        if isinstance(a, Constant) and isinstance(b, Counted):
+            return bool(b.groups)
         pair = CountConstraint.of(a, b, "", "")
         return bool(pair.groups) and not all(pair.holds(gone) for gone in self._masks())
 

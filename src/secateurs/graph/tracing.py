@@ -87,6 +87,7 @@ class Tracer(Marks):
         pass in the other mode (training or evaluation), so that what they read is cut in them too. What no
         pass uses is locked.
         """
+        self.paths = {id(module): path for path, module in modules_of(model)}
         attach_origins(model, self.book)
         self._watch_plain_norms(model)
         registered = registered_tensors(model)

@@ -15,6 +15,7 @@ from secateurs.files import whole_file
 from secateurs.graph.cost import Cost
 from secateurs.graph.counts import CountCondition, CountConstraint
 from secateurs.graph.groups import Graph, Removed, removed_places
+from secateurs.graph.rewriting import WrittenSize
 from secateurs.planning.parts import (
     AxisCut,
     Factors,
@@ -43,6 +44,7 @@ class Plan:
         after: Forecast of the pruned model's cost.
         source: Where the plan came from: criterion, budget, scope, ...
         rescaled: Rows that are multiplied by a factor.
+        written: Sizes in the code of modules that attributes take the place of; `integers` has their values.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ class Plan:
     after: Cost
     source: Mapping[str, Any] = field(default_factory=dict)
     rescaled: tuple[RowScale, ...] = ()
+    written: tuple[WrittenSize, ...] = ()
 
     def __len__(self) -> int:
         """Units that leave."""
@@ -99,12 +102,16 @@ class Plan:
             for g in graph.groups
             if g.name in chosen
         )
+        needed = [tie for tie in graph.ties if tie.is_needed(gone)]
         integers = tuple(
             IntegerChange(
-                module=t.module, attribute=t.attribute, position=t.position, before=t.value, after=after
+                module=t.module,
+                attribute=t.attribute,
+                position=t.position,
+                before=t.value,
+                after=t.after(gone),
             )
-            for t in graph.ties
-            if (after := t.after(gone)) != t.value
+            for t in needed
         )
         return cls(
             fingerprint=graph.fingerprint,
@@ -115,6 +122,7 @@ class Plan:
             after=graph.costs.evaluate(gone),
             source=dict(source or {}),
             rescaled=_row_scales(graph, gone),
+            written=tuple(tie.written for tie in needed if tie.written is not None),
         )
 
     def then(self, following: Plan) -> Plan:
@@ -164,6 +172,7 @@ class Plan:
                 earlier={(axis.parameter, axis.dim): axis for axis in self.axes},
                 both=axes,
             ),
+            written=tuple(dict.fromkeys((*self.written, *following.written))),
         )
 
     def to_json(self) -> str:
@@ -196,6 +205,7 @@ class Plan:
                     RowScale(**{**each, "indices": tuple(each["indices"])})
                     for each in data.get("rescaled", ())  # older plans rescale nothing
                 ),
+                written=tuple(WrittenSize(**each) for each in data.get("written", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(

@@ -15,6 +15,7 @@ from secateurs.graph.copying import copy_model, registered_tensors, tensors_of
 from secateurs.graph.exchange import fold_where_possible, write_out
 from secateurs.graph.groups import fingerprint_of
 from secateurs.graph.origins import set_integer
+from secateurs.graph.rewriting import write_sizes
 from secateurs.planning.parts import AxisCut, RowScale
 from secateurs.planning.plan import Plan
 
@@ -57,6 +58,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     check_fits(model, plan)
     small = _slices(tensors, plan)
     result = model if inplace else copy_model(model, small, held=tensors)
+    write_sizes(result, plan.written)
     if inplace:
         for name, tensor in small.items():
             tensors[name].data = tensor

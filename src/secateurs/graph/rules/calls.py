@@ -29,7 +29,7 @@ def rms_norm(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 @call_rule(torch.unflatten)
 @call_rule(Tensor.unflatten)
 def unflatten(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """The stated lengths must multiply up to the dimension's, so those that are literals stay."""
+    """The stated lengths must multiply up to the dimension's, so those that nothing can change stay."""
     named = {**dict(zip(("input", "dim", "sizes"), args, strict=False)), **kwargs}
     dim = t.dims(named["input"])[named["dim"]]
     sizes = list(named["sizes"])
@@ -37,8 +37,8 @@ def unflatten(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not dim.factors or not known:
         return
     parts = t.labels.split(dim, [dim.size // known if size == -1 else int(size) for size in sizes])
-    for size, part in zip(sizes, parts, strict=True):
-        if size != -1 and type(size) is not Traced:
+    for place, (size, part) in enumerate(zip(sizes, parts, strict=True)):
+        if size != -1 and type(size) is not Traced and not t.written(part, place, of=len(sizes)):
             t.lock(part, f"unflatten is given the fixed length {size}")
 
 

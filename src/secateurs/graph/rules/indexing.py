@@ -83,7 +83,7 @@ def slice_(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     start, stop, step = (args[n] if len(args) > n else None for n in (2, 3, 4))
     if old.size != size or step not in (None, 1):
         end = old.size if stop is None else int(stop)
-        dims[place] = _range(t, old, size, int(start or 0), end, step or 1)
+        dims[place] = _range(t, old, size, int(start or 0), end, step or 1, place)
     t.set(out, dims)
 
 
@@ -94,11 +94,11 @@ def narrow(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     dims = list(t.dims(x))
     place, old = place % len(dims), dims[place]
     if old.size != length:
-        dims[place] = _range(t, old, int(length), int(start), int(start) + int(length), 1)
+        dims[place] = _range(t, old, int(length), int(start), int(start) + int(length), 1, place)
     t.set(out, dims)
 
 
-def _range(t: Tracer, old: Dim, size: int, start: int, stop: int, step: int) -> Dim:
+def _range(t: Tracer, old: Dim, size: int, start: int, stop: int, step: int, place: int) -> Dim:
     if not old.factors or size == 0:
         return Dim(size)
     if step != 1:
@@ -111,21 +111,22 @@ def _range(t: Tracer, old: Dim, size: int, start: int, stop: int, step: int) -> 
         result = split_dim(t, old, [size] * (old.size // size))[first // size]
     else:
         result = t.labels.take(old, slice(first, last))
-    for end, given, matters in ends:
+    for number, (end, given, matters) in enumerate(ends):
         if matters:
-            _end(t, old, end, given)
+            _end(t, old, end, given, 2 * place + number)
     if size == 1:
         part = tuple(factor[first:last] for factor in old.factors)
         t.lock(Dim(1, part), "a single index is taken out of it")
     return result
 
 
-def _end(t: Tracer, old: Dim, end: int, given: int) -> None:
+def _end(t: Tracer, old: Dim, end: int, given: int, number: int) -> None:
     """What lies before an end of a range (behind, if it counts from the end) has a stated length."""
     part = t.labels.take(old, slice(end, None) if given < 0 else slice(0, end))
     expression = t.source_of(given)
     if expression is None:
-        t.lock(part, f"a range of it is taken that ends at the fixed place {given}")
+        if not t.written(part, number):
+            t.lock(part, f"a range of it is taken that ends at the fixed place {given}")
     else:
         t.state(negative(expression) if given < 0 else expression, part)
 

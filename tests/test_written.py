@@ -1,0 +1,374 @@
+"""Sizes that stand in a model's code: attributes take their place where a cut needs it, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import traceback
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateurs
+from secateurs import Budget, Plan
+from secateurs.errors import ApplyError
+
+WIDTH = 16
+
+
+class LeNet(nn.Module):
+    """The network that torch's own tutorial begins with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.pool = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5), nn.MaxPool2d(2, 2)
+        self.fc1, self.fc2 = nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two convolutions and two linear layers."""
+        x = self.pool(F.relu(self.conv1(x)))
+        x = self.pool(F.relu(self.conv2(x)))
+        x = x.view(-1, 16 * 5 * 5)
+        return self.fc2(F.relu(self.fc1(x)))
+
+    image = (2, 3, 32, 32)
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.first, self.second = nn.Linear(5, 32), nn.Linear(12, 3), nn.Linear(20, 4)
+
+    image = (2, 5)
+
+
+class Ranges(Parts):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = F.relu(self.make(x))
+        return self.first(made[:, :12]), self.second(made[:, 12:])
+
+
+class RangesFromTheEnd(Parts):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = F.relu(self.make(x))
+        return self.first(made[..., -12:]), self.second(made[..., :-12])
+
+
+class Split(Parts):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = F.relu(self.make(x)).split([12, 20], dim=1)
+        return self.first(first), self.second(second)
+
+
+class Global(nn.Module):
+    image = (2, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(torch.reshape(self.make(x).relu(), (-1, WIDTH)))
+
+
+class LocalVariables(nn.Module):
+    image = (2, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.mix, self.tall = nn.Linear(5, 24), nn.Conv2d(6, 8, 1), nn.Linear(5, 24)
+        self.read, self.rows = nn.Linear(32, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps = (6, 2, 2)
+        mixed = F.relu(self.mix(self.wide(x).view(x.shape[:1] + maps)))
+        flat = 8 * 2 * 2
+        shape = (x.shape[0], 4, 6)
+        return self.read(mixed.view(-1, flat)), self.rows(self.tall(x).relu().view(*shape))
+
+
+class Unflatten(nn.Module):
+    image = (2, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.mix = nn.Linear(5, 24), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(F.relu(self.wide(x)).unflatten(1, (6, 2, 2)))
+
+
+class State(nn.Module):
+    image = (2, 3, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.read = nn.GRUCell(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(x.size(0), 12)
+        for step in range(x.size(1)):
+            state = self.cell(x[:, step], state)
+        return self.read(state)
+
+
+class Product(nn.Module):
+    """Only the figure in a product with sizes of the input is an attribute."""
+
+    image = (2, 3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.read = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        return self.read(x.view(x.size(0), 8 * x.size(2) * x.size(3)))
+
+
+class Attention(nn.Module):
+    """Heads by figures, and the width of the stream where all heads together are meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(b, n, c))
+
+
+class Features(nn.Module):
+    """The stream is an output, so it stays, and only a class of another kind lets heads leave."""
+
+    image = (2, 7, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(5, 32), nn.ModuleList(Attention() for _ in range(2))
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return F.layer_norm(x, (32,), self.norm.weight, self.norm.bias)
+
+
+ALL = (
+    *(LeNet, Ranges, RangesFromTheEnd, Split, Global, LocalVariables, Unflatten, State, Product),
+    Features,
+)
+
+
+def halves(model: nn.Module, inputs: Tensor) -> Plan:
+    graph = secateurs.trace(model, inputs)
+    scores = secateurs.score(model, graph, "l2")
+    return secateurs.plan(graph, scores, Budget(units=0.5), scope="local")
+
+
+def built(kind: Any) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return kind().eval(), torch.randn(kind.image)
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    out = model(inputs)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_figures_in_the_code_locked_is_cut_and_proved(kind: Any) -> None:
+    model, inputs = built(kind)
+    plan = halves(model, inputs)
+    assert plan.after.params < 0.75 * plan.before.params
+    small = secateurs.apply(model, plan)
+    assert plan.written and type(small).__name__ == kind.__name__ and isinstance(small, kind)
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+    sum(out.square().sum() for out in outputs(small, inputs)).backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_copies_pickles_and_exports_compute_the_same(kind: Any) -> None:
+    model, inputs = built(kind)
+    small = secateurs.apply(model, Plan.from_json(halves(model, inputs).to_json()))
+    expected = outputs(small, inputs)
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    others = [
+        copy.deepcopy(small),
+        pickle.loads(pickle.dumps(small)),
+        torch.load(buffer, weights_only=False),
+        torch.compile(small, backend="eager"),
+        torch.export.export(small, (inputs,)).module(),
+    ]
+    for other in others:
+        for one, two in zip(expected, outputs(other, inputs), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_torchscript_and_tracebacks_read_the_code_with_the_attribute() -> None:
+    model, inputs = built(LeNet)
+    small = secateurs.apply(model, halves(model, inputs))
+    assert "x.view(-1, self.forward_size_4_23)" in inspect.getsource(type(small).forward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        scripted = torch.jit.script(small)
+    torch.testing.assert_close(scripted(inputs), small(inputs))
+    with pytest.raises(RuntimeError) as caught:
+        small(torch.zeros(1, 3, 31, 31))
+    lines = [frame.line for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert "x = x.view(-1, self.forward_size_4_23)" in lines
+    assert type(small).forward.__doc__ == LeNet.forward.__doc__
+
+
+def test_two_cuts_are_one() -> None:
+    model, inputs = built(LeNet)
+    first = halves(model, inputs)
+    once = secateurs.apply(model, first)
+    second = halves(once, inputs)
+    assert first.written and not second.written
+    twice, together = secateurs.apply(once, second), secateurs.apply(model, first.then(second))
+    assert type(twice) is type(together)
+    assert torch.equal(twice(inputs), together(inputs))
+    secateurs.verify(model, together, first.then(second), inputs).raise_if_failed()
+
+
+def test_a_cut_that_does_not_need_it_leaves_the_class_alone() -> None:
+    model, inputs = built(LeNet)
+    plan = Plan.of(secateurs.trace(model, inputs), {"conv1": [0], "fc1": [3, 4]})
+    assert not plan.written and type(secateurs.apply(model, plan)) is LeNet
+
+
+def test_in_place_the_module_is_the_same_object() -> None:
+    model, inputs = built(LeNet)
+    plan = halves(model, inputs)
+    expected = secateurs.apply(model, plan)(inputs)
+    assert secateurs.apply(model, plan, inplace=True) is model
+    assert torch.equal(model(inputs), expected) and LeNet.forward is not type(model).forward
+
+
+def test_only_modules_that_need_it_have_another_class() -> None:
+    model, inputs = built(Features)
+    graph = secateurs.trace(model, inputs)
+    heads = next(group for group in graph.groups if group.kind == "head")
+    plan = Plan.of(graph, {heads.name: [1]})
+    small = secateurs.apply(model, plan)
+    first, second = small.get_submodule("blocks.0"), small.get_submodule("blocks.1")
+    assert type(first) is not Attention and type(second) is Attention
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+
+
+def test_code_that_has_changed_since_is_refused_and_nothing_is_cut() -> None:
+    model, inputs = built(LeNet)
+    text = halves(model, inputs).to_json().replace("16 * 5 * 5", "16 * 25")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ApplyError, match=r"the code of LeNet is not what .* '16 \* 25' is not in line 5"):
+        secateurs.apply(model, Plan.from_json(text), inplace=True)
+    after = model.state_dict()
+    assert type(model) is LeNet and all(torch.equal(before[name], after[name]) for name in before)
+
+
+class SizesOfTheInput(nn.Module):
+    """Places and examples are read off the input, before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.read = nn.Conv2d(3, 8, 3), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        n, _, h, w = x.shape
+        x = x.permute(0, 2, 3, 1).reshape(n * h * w, 8)
+        return self.read(F.relu(self.mix(x)).reshape(n, h * w, 6)).mean(1)
+
+
+def test_sizes_of_the_input_stay_free() -> None:
+    model = SizesOfTheInput().eval()
+    plan = halves(model, torch.randn(2, 3, 8, 8))
+    small = secateurs.apply(model, plan)
+    assert {size.text for size in plan.written} == {"8", "6"}
+    secateurs.verify(model, small, plan, torch.randn(3, 3, 12, 10)).raise_if_failed()
+
+
+class Twice(nn.Module):
+    """One method reads streams of two widths, so no attribute can hold its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Linear(5, 8), nn.Linear(5, 12)
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(12, 12)
+
+    def through(self, x: Tensor, layer: nn.Module) -> Tensor:
+        b, c = x.shape
+        return layer(x).reshape(b, c)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.through(self.narrow(x), self.left), self.through(self.wide(x), self.right)
+
+
+def test_a_place_that_is_given_several_sizes_stays_as_it_is() -> None:
+    model, inputs = Twice(), torch.randn(2, 5)
+    graph = secateurs.trace(model, inputs)
+    assert all(tie.written is None for tie in graph.ties)
+    plan = Plan.of(graph, {group.name: [0] for group in graph.groups[:1]})
+    secateurs.verify(model, secateurs.apply(model, plan), plan, inputs).raise_if_failed()
+
+
+class Inherited(Ranges):
+    """The code with the figures runs as that of a parent, which no class of ours takes the place of."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x)
+
+
+class Decorated(LeNet):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(self.pool(self.conv2(self.pool(self.conv1(x)))).view(-1, 400)))
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Inherited, "fixed place 12"), (Decorated, "fixed length 400")])
+def test_what_cannot_be_rewritten_is_locked_with_its_line(kind: Any, words: str) -> None:
+    model, inputs = built(kind)
+    reasons = [lock for lock in secateurs.trace(model, inputs).locked if words in lock.reason]
+    assert reasons and all(lock.source.startswith("test_written.py:") for lock in reasons)
+
+
+class Closure(nn.Module):
+    """Names from an enclosing function, default arguments, and ``super()`` in a rewritten method."""
+
+
+def closed(width: int, gain: float) -> nn.Module:
+    class Inner(Closure):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.read = nn.Linear(5, width), nn.Linear(width, 3)
+
+        def forward(self, x: Tensor, /, shift: float = 0.5, *, scale: float = 2.0) -> Tensor:
+            super().train(self.training)
+            return self.read((self.make(x) * gain + shift).relu().view(-1, width) * scale)
+
+    return Inner().eval()
+
+
+def test_a_rewritten_method_keeps_what_the_original_knows() -> None:
+    torch.manual_seed(0)
+    model, inputs = closed(8, 1.5), torch.randn(2, 5)
+    plan = halves(model, inputs)
+    small = secateurs.apply(model, plan)
+    assert plan.written[0].text == "width"
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+    before, after = inspect.signature(type(model).forward), inspect.signature(type(small).forward)
+    assert before == after and type(small).forward.__qualname__ == type(model).forward.__qualname__
+    assert not torch.allclose(small(inputs), small(inputs, scale=3.0))
