@@ -87,8 +87,7 @@ class Tracer(Marks):
         pass in the other mode (training or evaluation), so that what they read is cut in them too. What no
         pass uses is locked.
         """
-        self.paths = {id(module): path for path, module in modules_of(model)}
-        attach_origins(model, self.book)
+        self.know(model)
         self._watch_plain_norms(model)
         registered = registered_tensors(model)
         for name, tensor in tensors_of(model).items():
@@ -108,6 +107,11 @@ class Tracer(Marks):
             self.rescalings, left = self._rows.settle(self.labels)
             for call in left:
                 self.labels.lock(call.length, "attention derives its scale from this length", call.where)
+
+    def know(self, model: nn.Module) -> None:
+        """Note which modules a private copy of a model has, and let their integers know their origin."""
+        self.paths = {id(module): path for path, module in modules_of(model)}
+        attach_origins(model, self.book)
 
     def _watch_plain_norms(self, model: nn.Module) -> None:
         """Norms without a tensor of their own still state their size, and compare it with what comes in."""

@@ -12,7 +12,6 @@ from secateurs.graph.calls import watched
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.labels import Dim
 from secateurs.graph.operators import canonical
-from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
 from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules import find_call_rule, find_rule
@@ -56,7 +55,7 @@ class Follower(Tracer):
 
     def follow(self, model: nn.Module, inputs: Inputs) -> Any:
         """Run the model on inputs with values; its outputs, which keep their lengths as in any trace."""
-        attach_origins(model, self.book)
+        self.know(model)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
         with watched(self, model):
