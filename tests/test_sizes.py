@@ -16,6 +16,7 @@ import library_models
 import secateurs
 from secateurs import Budget, Graph, Plan
 from secateurs.errors import PlanError
+from secateurs.graph import dry_run
 from secateurs.graph.counts import CountConstraint, Counted
 from secateurs.graph.expressions import Attribute, Constant, Length, Operation, in_words, solve
 from secateurs.graph.integers import Book, Traced
@@ -420,3 +421,90 @@ def test_counts_settle_on_a_solution_at_or_above_what_is_wanted() -> None:
     assert system.settle([13, 4, 3, 3], free, [8, 1, 1, 1])[0] == 16
     locked = [True, False, False, True]
     assert system.settle([12, 4, 6, 3], locked, [1] * 4) == [24, 4, 6, 3]
+
+
+class UnequalPieces(nn.Module):
+    """Three pieces of 16 channels: 6, 6 and 4, the last what is left."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.piece = how, 6
+        self.make, self.read = nn.Conv2d(3, 16, 1), nn.ModuleList(nn.Conv2d(n, 4, 1) for n in (6, 6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x).relu()
+        match self.how:
+            case "chunk":
+                pieces = x.chunk(3, dim=1)
+            case "attribute":
+                pieces = torch.split(x, self.piece, 1)
+            case "figure":
+                pieces = x.split(6, 1)
+            case _:
+                pieces = x.split(x.shape[1] // 3 + 1, dim=1)
+        return sum(read(piece) for read, piece in zip(self.read, pieces, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.3])
+@pytest.mark.parametrize("how", ["chunk", "attribute", "figure", "formula"])
+def test_pieces_of_one_size_stay_so_and_the_last_is_no_longer(how: str, share: float) -> None:
+    graph, plan, _ = half(UnequalPieces(how).eval(), torch.randn(2, 3, 4, 4), share)
+    first, second, last = (count for name, count in kept(plan, graph).items() if name.startswith("make"))
+    assert first == second >= last
+    assert how != "chunk" or first == -(-(first + second + last) // 3)
+
+
+def test_pieces_that_would_be_empty_stay_locked() -> None:
+    class Four(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.read = nn.Linear(3, 5), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.read(self.make(x).chunk(4, dim=1)[0])
+
+    locks = secateurs.trace(Four(), torch.randn(2, 3)).locked
+    reason = next(lock.reason for lock in locks if lock.parameter == "make.weight" and lock.dim == 0)
+    assert reason == "it is cut into 4 pieces, of which the last are empty"
+
+
+class Split(nn.Module):
+    """A number of branches that another path is taken without, as ResNeSt's radix is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radix = 2
+        self.make, self.read = nn.Linear(3, 2 * 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x).relu()
+        if self.radix > 1:
+            x = x.reshape(x.shape[0], self.radix, x.shape[1] // self.radix).sum(1)
+        return self.read(x)
+
+
+def test_an_order_with_a_figure_comes_out_as_it_did() -> None:
+    graph, plan, small = half(nn.Sequential(Split(), nn.ReLU(), nn.Linear(2, 2)), torch.randn(4, 3))
+    assert small[0].radix == 2 and kept(plan, graph) == {"0.make": 3, "0.read": 1}
+
+
+class AnotherPath(nn.Module):
+    """A path that no comparison of integers tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.make(x).relu()
+        y = y.sigmoid() if float(y.shape[1]) > 7.5 else y.tanh()
+        return x + self.read(y)
+
+
+def test_a_fault_that_many_blocks_have_is_found_in_a_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(dry_run, "dry_run", lambda *all, run=dry_run.dry_run: runs.append(1) or run(*all))
+    blocks = nn.Sequential(*(AnotherPath() for _ in range(45)))
+    graph = secateurs.trace(nn.Sequential(nn.Linear(3, 8), blocks, nn.Linear(8, 2)), torch.randn(2, 3))
+    assert [group.name for group in graph.groups] == ["0"]
+    assert len(runs) < 12

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from secateurs.graph.cost import CostModel
-from secateurs.graph.counts import Counted, Rescaling
+from secateurs.graph.counts import CountConstraint, Counted, Rescaling
 from secateurs.graph.expressions import Constant
 from secateurs.graph.groups import (
     NO_UNIT,
@@ -224,12 +224,13 @@ class GroupBuilder:
         """
         stuck = stuck_groups(graph)
         names = {group.name for group, _ in stuck}
-        for group, each in stuck:
-            key = each.spot.key if each.spot is not None else None
-            if key is not None and key not in self._tracer.freed and names.issuperset(group.crosses):
-                self._tracer.freed.add(key)
+        for group, rules in stuck:
+            spots = [each.spot for each in rules if isinstance(each, CountConstraint)]
+            new = {spot.key for spot in spots if spot is not None} - self._tracer.freed
+            if new and names.issuperset(group.crosses):
+                self._tracer.freed |= new
             else:
-                self.lock(group, f"forward computes {each.reason}", each.where)
+                self.lock(group, f"forward computes {rules[0].reason}", rules[0].where)
         return bool(stuck)
 
     def _reads(self) -> tuple[UnitRead, ...]:

@@ -8,6 +8,7 @@ goes on with the predicted shape, so that one run finds every fault.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.building import GroupBuilder
-from secateurs.graph.groups import Graph, Indices, group_names, removed_places
+from secateurs.graph.groups import Graph, Group, Indices, group_names, removed_places
 from secateurs.graph.labels import Dim
 from secateurs.graph.memos import memos_opened
 from secateurs.graph.operators import canonical
@@ -43,6 +44,7 @@ from secateurs.graph.sizes import freedoms
 from secateurs.graph.values import Answers, compute
 
 _MOST_ROUNDS = 40
+_PATIENCE = 6  # groups blamed at one line before all of their form are
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
     Returns:
         A graph whose groups passed a dry run in which every one of them lost about half of its units.
     """
+    blamed: dict[str, list[Any]] = {}
     for _ in range(_MOST_ROUNDS):
         graph = builder.build()
         if not graph.groups:
@@ -81,11 +84,20 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
         if not faults and not builder.is_stale:
             return graph
         for fault in faults:
-            for name in fault.groups:
-                builder.lock(graph.by_name[name], fault.reason, fault.where)
+            forms = blamed.setdefault(fault.where, [])
+            forms += [_form(graph.by_name[name]) for name in fault.groups]
+            is_common = len(forms) > _PATIENCE  # the same line of many blocks: theirs would all follow
+            for group in graph.groups:
+                if group.name in fault.groups or (is_common and _form(group) in forms):
+                    builder.lock(group, fault.reason, fault.where)
     for group in graph.groups:
         builder.lock(group, "no cut of this model passed a dry run", "")
     return builder.build()
+
+
+def _form(group: Group) -> Any:
+    """What a group is made of, without the numbers of blocks: equal for the same place of every block."""
+    return group.kind, frozenset((re.sub(r"\d+", "", p.parameter), p.dim, p.role) for p in group.slices)
 
 
 def trials(graph: Graph) -> list[dict[str, Indices]]:

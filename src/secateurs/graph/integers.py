@@ -72,6 +72,10 @@ class Book:
         self.compared: list[Comparison] = []
         self.floats: list[tuple[Expression, float]] = []
 
+    def compare(self, name: str, left: Expression, right: Expression, outcome: bool) -> None:
+        """Note a comparison that must come out as it did."""
+        self.compared.append(Comparison(name, left, right, outcome, source_line()))
+
 
 class Traced(int):
     """An integer that remembers the expression it came from."""
@@ -113,12 +117,15 @@ class Traced(int):
         return self._compared("ge", other)
 
     def _compared(self, name: str, other: Any) -> bool:
-        """Compare, and note it: equality with anything, an order among integers that are known."""
+        """Compare, and note it: equality with anything, an order among integers that are known.
+
+        Of an order with a figure only what a smaller number may change: ``self.groups > 1`` where it is true.
+        """
         outcome: bool = _INT_COMPARISONS[name](self, other)
         known = type(other) is Traced and other.book is self.book
-        if known or (name == "eq" and type(other) is int):
-            compared = Comparison(name, self.expression, expression_of(other), outcome, source_line())
-            self.book.compared.append(compared)
+        can_fall = name in ("gt", "ge") if outcome else name in ("lt", "le")
+        if known or (type(other) is int and (name == "eq" or (can_fall and other > 0))):
+            self.book.compare(name, self.expression, expression_of(other), outcome)
         return outcome
 
     def __ne__(self, other: object) -> bool:

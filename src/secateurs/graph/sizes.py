@@ -241,19 +241,19 @@ def _form(expression: Any) -> Any:
     return expression.value
 
 
-def stuck_groups(graph: Graph) -> list[tuple[Group, CountConstraint]]:
-    """The groups that no solution of the constraints makes smaller, each with a constraint to blame."""
-    if not graph.constraints:
+def stuck_groups(graph: Graph) -> list[tuple[Group, list[CountConstraint | CountCondition]]]:
+    """The groups that nothing allowed makes smaller, each with the constraints and conditions on it."""
+    rules: list[CountConstraint | CountCondition] = [*graph.constraints, *graph.conditions]
+    if not rules:
         return []
     sizes = [group.size for group in graph.groups]
-    tied = {place for component, _ in graph.counts.components for place in component}
+    tied = {place for each in rules for place in each.groups}
     for free in freedoms(graph):
         kept = [max(1, size // 2) for size in sizes]
         settled = graph.counts.settle(kept, free, [1] * len(sizes), lower=True)
         tied -= {place for place in tied if settled[place] < sizes[place]}
     return [
-        (graph.groups[place], next(each for each in graph.constraints if place in each.groups))
-        for place in sorted(tied)
+        (graph.groups[place], [each for each in rules if place in each.groups]) for place in sorted(tied)
     ]
 
 

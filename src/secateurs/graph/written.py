@@ -181,20 +181,29 @@ def _item_of(
     shape = method.origin(shape)
     if is_part and len(getattr(shape, "elts", ())) != of:
         return None
-    return _item(shape, position if position < 0 else position - of, method)
+    return _item(shape, position if position < 0 else position - of, of, method)
 
 
-def _item(shape: ast.expr, position: int, method: Method) -> ast.expr | None:
-    """An item of a tuple, counted from its end; also of the second of two tuples that are added."""
+def _item(shape: ast.expr, position: int, of: int, method: Method) -> ast.expr | None:
+    """An item of a tuple, or of one of two tuples that are added.
+
+    Args:
+        shape: The tuple.
+        position: Place of the item, counted from the end: -1 is the last.
+        of: How many items there are, of both together.
+        method: Knows what names stand for.
+    """
     if isinstance(shape, ast.BinOp) and isinstance(shape.op, ast.Add):
-        last = method.origin(shape.right)
-        if isinstance(last, ast.Tuple | ast.List) and -position <= len(last.elts):
-            return _item(last, position, method)
+        first, last = method.origin(shape.left), method.origin(shape.right)
+        if isinstance(last, ast.Tuple | ast.List):
+            return _item(last, position, of, method) if -position <= len(last.elts) else None
+        if isinstance(first, ast.Tuple | ast.List) and of + position < len(first.elts):
+            return _item(first, of + position - len(first.elts), len(first.elts), method)
         return None
     if not isinstance(shape, ast.Tuple | ast.List) or -position > len(shape.elts):
         return None
-    starred = any(isinstance(each, ast.Starred) for each in shape.elts[position:])
-    return None if starred else shape.elts[position]
+    is_counted = not any(isinstance(each, ast.Starred) for each in shape.elts[position:])
+    return shape.elts[position] if is_counted else None
 
 
 def _bound_in(subscript: ast.Subscript, value: int, method: Method) -> ast.expr | None:

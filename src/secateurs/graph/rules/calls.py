@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateurs.graph.expressions import Constant, Length, Operation
 from secateurs.graph.integers import Traced
 from secateurs.graph.rules.registry import call_rule
 from secateurs.graph.tracing import Tracer
@@ -40,6 +41,25 @@ def unflatten(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for place, (size, part) in enumerate(zip(sizes, parts, strict=True)):
         if size != -1 and type(size) is not Traced and not t.written(part, place, of=len(sizes)):
             t.lock(part, f"unflatten is given the fixed length {size}")
+
+
+@call_rule(torch.chunk)
+@call_rule(Tensor.chunk)
+def chunk(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """All pieces but the last are as long as the dimension over their number, rounded up."""
+    named = {"dim": 0, **dict(zip(("input", "chunks", "dim"), args, strict=False)), **kwargs}
+    dim, number = t.dims(named["input"])[named["dim"]], int(named["chunks"])
+    length = -(-dim.size // number)
+    if not dim.factors or dim.size % number == 0:  # equal pieces stay equal
+        return
+    starts = range(0, dim.size, length)
+    if len(starts) < number:
+        t.lock(dim, f"it is cut into {number} pieces, of which the last are empty")
+        return
+    rounded_up = Operation("add", Length(dim), Constant(number - 1))
+    pieces = [t.labels.take(dim, slice(start, start + length)) for start in starts]
+    for piece in pieces[:-1]:
+        t.state(Operation("floordiv", rounded_up, Constant(number)), piece)
 
 
 @call_rule(torch.lstm)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateurs.graph.expressions import negative
+from secateurs.graph.expressions import Length, negative
 from secateurs.graph.labels import Dim
 from secateurs.graph.rules.common import place_of
 from secateurs.graph.rules.registry import Arguments, aten, rule
@@ -53,6 +53,10 @@ def split(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequenc
     for number, (piece, dim) in enumerate(zip(out, pieces, strict=True)):
         t.set(piece, [dim if axis == place else d for axis, d in enumerate(t.dims(x))])
         t.size_argument(dim.size, dim, position=number, of=len(pieces))
+    if isinstance(args[1], int) and len(set(sizes)) > 1:  # all have one size, but the last has what is left
+        for other in pieces[1:-1]:
+            t.state(Length(pieces[0]), other)
+        t.book.compare("le", Length(pieces[-1]), Length(pieces[0]), True)
 
 
 def split_dim(t: Tracer, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
