@@ -508,3 +508,28 @@ def test_a_fault_that_many_blocks_have_is_found_in_a_few_runs(monkeypatch: pytes
     graph = secateurs.trace(nn.Sequential(nn.Linear(3, 8), blocks, nn.Linear(8, 2)), torch.randn(2, 3))
     assert [group.name for group in graph.groups] == ["0"]
     assert len(runs) < 12
+
+
+class TableOfPlaces(nn.Module):
+    """Rows and columns as features, in a buffer that is made anew for another number of places."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.weigh, self.read = nn.Linear(2, 6), nn.Linear(6, 3)
+        self.register_buffer("places", self.made(places), persistent=False)
+
+    def made(self, places: int) -> Tensor:
+        steps = torch.arange(float(places))
+        return torch.stack([steps, steps.square()], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.places) != x.shape[1]:
+            self.places = self.made(x.shape[1])
+        return self.read(torch.einsum("bn,nc->bc", x, self.weigh(self.places).relu()))
+
+
+def test_what_a_buffer_without_a_file_gives_stays() -> None:
+    graph, plan, _ = half(TableOfPlaces(7), torch.randn(2, 7))
+    assert [group.name for group in graph.groups] == ["weigh"]
+    other = TableOfPlaces(1)  # as one that is loaded from a file and called first then
+    assert secateurs.apply(other, plan)(torch.randn(2, 7)).shape == (2, 3)

@@ -62,9 +62,19 @@ class GroupBuilder:
             )
             if all(part.parameter in names for part in group.slices)
         ]
+        idle += [
+            (group, "a buffer that no file holds makes it, which the model may make anew")
+            for group in graph.groups
+            if any(part.parameter in self._tracer.unsaved for part in group.slices)
+            and all(self._is_made_by(part) for part in group.slices)
+        ]
         for group, reason in idle:
             self.lock(group, reason, "")
         return self._build() if idle else graph
+
+    def _is_made_by(self, part: Slice) -> bool:
+        """Whether a slice is of a buffer, or only reads units."""
+        return part.parameter in self._tracer.buffers or (part.role != "producer" and part.dim > 0)
 
     @property
     def is_stale(self) -> bool:

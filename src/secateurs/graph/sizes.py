@@ -252,9 +252,7 @@ def stuck_groups(graph: Graph) -> list[tuple[Group, list[CountConstraint | Count
         kept = [max(1, size // 2) for size in sizes]
         settled = graph.counts.settle(kept, free, [1] * len(sizes), lower=True)
         tied -= {place for place in tied if settled[place] < sizes[place]}
-    return [
-        (graph.groups[place], [each for each in rules if place in each.groups]) for place in sorted(tied)
-    ]
+    return [(graph.groups[place], [each for each in rules if place in each.groups]) for place in sorted(tied)]
 
 
 def freedoms(graph: Graph) -> list[list[bool]]:

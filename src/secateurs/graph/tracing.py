@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.graph.calls import is_numbered, watched
-from secateurs.graph.copying import is_parameter, modules_of, registered_tensors, tensors_of
+from secateurs.graph.copying import is_parameter, modules_of, registered_tensors, tensors_of, unsaved_buffers
 from secateurs.graph.expressions import Attribute
 from secateurs.graph.integers import Statement, size_lists, traced_in, unflattened_sizes
 from secateurs.graph.labels import Dim
@@ -68,6 +68,7 @@ class Tracer(Marks):
         self._rules, self._call_rules = rules, call_rules
         self.parameter_dims: list[ParameterDim] = []
         self.buffers: set[str] = set()
+        self.unsaved: set[str] = set()
         self.elsewhere: set[str] = set()
         self.passes: list[Pass] = []
         self._records: list[Record] = []
@@ -90,6 +91,7 @@ class Tracer(Marks):
         self.know(model)
         self._watch_plain_norms(model)
         registered = registered_tensors(model)
+        self.unsaved = unsaved_buffers(model)
         for name, tensor in tensors_of(model).items():
             self._register(name, tensor)
             if not is_parameter(tensor):
