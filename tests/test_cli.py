@@ -134,6 +134,13 @@ def test_inspect_names_every_locked_dimension_and_what_is_tied_with_the_line_of_
     assert f"a length of 8 == 3 ({condition['source']}):" in printed
 
 
+def test_inspect_lists_sizes_that_attributes_may_take_the_place_of() -> None:
+    arguments = ("inspect", "tiny_net:FlatNet", "--classes", 2, "--input-size", "3x16x16")
+    (size,) = json.loads(run(*arguments, "--json").output)["written"]
+    assert size["reason"] == "'16 * 4 * 4' in the code" and size["groups"] == ["features.4"]
+    assert f"{size['reason']} ({size['source']}):" in run(*arguments).output
+
+
 def test_bench_prints_a_table() -> None:
     result = run(
         *("bench", "tiny_net:TinyNet", "tiny_net:TinyNet", "--classes", 2, "--input-size", "3x8x8"),

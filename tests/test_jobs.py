@@ -218,6 +218,16 @@ def test_the_test_images_are_read_once_before_and_once_after(
     assert len(reads) == 2
 
 
+def test_sizes_in_the_code_are_cut_with_the_rest_and_loaded(images: Path, tmp_path: Path) -> None:
+    source = train_job(replace(training(images), model="tiny_net:FlatNet"), tmp_path / "flat").path
+    result = prune_job(pruning(source), tmp_path / "pruned")
+    plan = secateurs.Plan.load(result.path / "plan-01.json")
+    assert [size.text for size in plan.written] == ["16 * 4 * 4"]
+    model, before = load(result.path), load(source)
+    assert isinstance(model, type(before)) and model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    assert 16 * model.features[4].out_channels == model.fc.in_features < 256
+
+
 def test_zero_epochs_wrap_a_network_as_it_is(images: Path, tmp_path: Path) -> None:
     settings = replace(training(images), recipe=Recipe(epochs=0))
     result = train_job(settings, tmp_path / "run")

@@ -41,6 +41,18 @@ class SharedWeights(TinyNet):
         return super().forward(images) + self.again(torch.ones(1, 16))
 
 
+class FlatNet(TinyNet):
+    """Maps that are flattened to a size which stands in the code."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__(num_classes)
+        self.fc = nn.Linear(16 * 4 * 4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = nn.functional.adaptive_avg_pool2d(self.features(images), 4)
+        return self.fc(self.drop(maps.view(-1, 16 * 4 * 4)))
+
+
 class TangledNet(nn.Module):
     """An operator without a rule, a width that is derived from a number of heads, and a comparison."""
 

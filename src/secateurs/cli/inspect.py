@@ -77,6 +77,15 @@ def describe(graph: Graph) -> dict[str, Any]:
         "macs": cost.macs,
         "groups": groups,
         "tied": [_of_counts(graph, each) for each in graph.constraints],
+        "written": [
+            {
+                "reason": f"{tie.written.text!r} in the code",
+                "source": tie.where,
+                "groups": [graph.groups[place].name for place in sorted(tie.length.groups)],
+            }
+            for tie in graph.ties
+            if tie.written is not None
+        ],
         "conditions": [{**_of_counts(graph, each), "outcome": each.outcome} for each in graph.conditions],
         "locked": locked,
         "unknown": dict(graph.unknown),
@@ -113,6 +122,7 @@ def _as_text(model: str, facts: dict[str, Any]) -> str:
         "",
     ]
     lines += _counts_lines("counts that forward derives from one another:", facts["tied"])
+    lines += _counts_lines("sizes that attributes take the place of where a cut needs it:", facts["written"])
     lines += _counts_lines("comparisons that must come out as they do:", facts["conditions"])
     if facts["example_only"]:
         lines.append(

@@ -93,6 +93,7 @@ class SizeTie:
         written: The size in the model's code that the attribute takes the place of, where it is none of the
             model's own.
         formula: What that code computes instead, and has to be equal to the length.
+        where: The line of that code.
     """
 
     module: str
@@ -103,6 +104,7 @@ class SizeTie:
     expression: Any = None
     written: WrittenSize | None = None
     formula: CountConstraint | None = None
+    where: str = ""
 
     def is_needed(self, gone: Mask) -> bool:
         """Whether a cut has to set it."""

@@ -116,6 +116,7 @@ class SizeReader:
                 product,
                 written=size,
                 formula=None if isinstance(stated, Constant) else formula,
+                where=formula.where,
             )
         return self._ties[attribute.key].length
 
