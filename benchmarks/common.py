@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from secateurs.machine import surroundings
 
+_PLAIN = torch.contiguous_format
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -47,14 +48,19 @@ def cifar10(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return pixels.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
 
 
-def augmented(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> _Augmented:
+def augmented(
+    images: Tensor, labels: Tensor, batch_size: int, seed: int, layout: torch.memory_format = _PLAIN
+) -> _Augmented:
     """Shuffled batches with random crops (4 pixels of padding) and flips, the same for the same seed."""
-    return _Augmented(images, labels, batch_size, seed)
+    return _Augmented(images, labels, batch_size, seed, layout)
 
 
 class _Augmented:
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, batch_size: int, seed: int, layout: torch.memory_format
+    ) -> None:
         self._images, self._labels, self._size, self._seed = images, labels, batch_size, seed
+        self._layout = layout
 
     def __len__(self) -> int:
         return len(self._images) // self._size
@@ -71,7 +77,7 @@ class _Augmented:
             batch = batch.gather(2, rows).gather(3, columns)
             flip = torch.rand(len(chosen), generator=chance) < 0.5
             batch[flip] = batch[flip].flip(3)
-            yield batch, self._labels[chosen]
+            yield batch.contiguous(memory_format=self._layout), self._labels[chosen]
 
 
 class _Block(nn.Module):

@@ -167,10 +167,12 @@ def main() -> None:
 def finetuned(
     small: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe
 ) -> nn.Module:
-    """A trained copy of the smaller network; the whole one teaches."""
-    tuned = copy.deepcopy(small).requires_grad_(True)
-    finetune(tuned, lambda seed: augmented(images, labels, 128, seed), recipe=recipe, teacher=teacher)
-    return tuned
+    """A trained copy of the smaller network; the whole one teaches. Mixed precision runs on channels last."""
+    layout = torch.contiguous_format if recipe.precision == "no" else torch.channels_last
+    tuned = copy.deepcopy(small).requires_grad_(True).to(memory_format=layout)
+    teacher = copy.deepcopy(teacher).to(memory_format=layout)
+    finetune(tuned, lambda seed: augmented(images, labels, 128, seed, layout), recipe=recipe, teacher=teacher)
+    return tuned.to(memory_format=torch.contiguous_format)
 
 
 def told(row: dict[str, float]) -> str:
