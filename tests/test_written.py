@@ -118,6 +118,25 @@ class State(nn.Module):
         return self.read(state)
 
 
+class Within(nn.Module):
+    """Sizes in a comprehension and in a function within the method, whose own variables are no figures."""
+
+    image = (2, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.ModuleList(nn.Linear(5, 24) for _ in range(2))
+        self.read, self.other = nn.Linear(6, 2), nn.Linear(16, 3)
+        self.third = nn.Linear(5, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def flat(y: Tensor) -> Tensor:
+            return y.relu().view(-1, 16)
+
+        parts = [make(x).relu().reshape(x.shape[0], 4, 6) for make in self.make]
+        return self.read(sum(parts)), self.other(flat(self.third(x)))
+
+
 class Product(nn.Module):
     """Only the figure in a product with sizes of the input is an attribute."""
 
@@ -164,7 +183,7 @@ class Features(nn.Module):
 
 
 ALL = (
-    *(LeNet, Ranges, RangesFromTheEnd, Split, Global, LocalVariables, Unflatten, State, Product),
+    *(LeNet, Ranges, RangesFromTheEnd, Split, Global, LocalVariables, Unflatten, State, Within, Product),
     Features,
 )
 

@@ -7,7 +7,7 @@ import builtins
 import inspect
 import linecache
 from functools import cached_property
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 Place: TypeAlias = tuple[
@@ -15,6 +15,12 @@ Place: TypeAlias = tuple[
 ]  # method, line counted from its first, column in bytes, expression
 
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
+
+
+def _local_names(code: CodeType) -> set[str]:
+    """The local variables of a function and of those within it."""
+    inner = [_local_names(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return {*code.co_varnames, *code.co_cellvars}.union(*inner)
 
 
 class Method:
@@ -80,7 +86,7 @@ class Method:
                 known[name] = cell.cell_contents
             except ValueError:  # not filled yet
                 known.pop(name, None)
-        local = {*code.co_varnames, *code.co_cellvars}
+        local = _local_names(code)
         return {name: value for name, value in known.items() if name not in local}
 
     @cached_property

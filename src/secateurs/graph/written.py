@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -52,7 +52,8 @@ class Spot:
     Args:
         module: Path of the module.
         kind: Its class.
-        code: The code that is running.
+        method: The code of the method.
+        code: The code that is running: the method's, or that of a function or comprehension within it.
         instruction: Number of the call's instruction.
         position: Which of the sizes is meant; None where the call is given a single one.
         of: How many there are.
@@ -60,6 +61,7 @@ class Spot:
 
     module: str
     kind: type[nn.Module]
+    method: CodeType
     code: CodeType
     instruction: int
     position: int | None
@@ -80,7 +82,7 @@ class Spot:
             expression: Where it came from; None for a number without an origin, which must then be written
                 there in figures.
         """
-        method = _method_of(self.kind, self.code)
+        method = _method_of(self.kind, self.method)
         if method is None or not method.can_be_rewritten:
             return None
         key = self.code, self.instruction, self.position, self.of, value
@@ -118,14 +120,22 @@ def spot_here(paths: Mapping[int, str], position: int | None, of: int) -> Spot |
         position: Which of the sizes that the call is given is meant.
         of: How many there are.
     """
-    frame = model_frame()
-    if frame is None or not frame.f_code.co_argcount:
-        return None
-    module = frame.f_locals.get(frame.f_code.co_varnames[0])
-    path = paths.get(id(module))
-    if path is None or not isinstance(module, nn.Module):
-        return None
-    return Spot(path, type(module), frame.f_code, frame.f_lasti // 2, position, of)
+    frame = running = model_frame()
+    while frame is not None:
+        path, module = _module_of(frame, paths)
+        if path is not None and running is not None:
+            return Spot(path, type(module), frame.f_code, running.f_code, running.f_lasti // 2, position, of)
+        code, frame = frame.f_code, frame.f_back if frame.f_code.co_flags & inspect.CO_NESTED else None
+        while frame is not None and code not in frame.f_code.co_consts:  # to the function that it stands in
+            frame = frame.f_back
+    return None
+
+
+def _module_of(frame: FrameType, paths: Mapping[int, str]) -> tuple[str | None, Any]:
+    """The module whose method a frame runs, with its path; no path where it is none of the model's."""
+    code = frame.f_code
+    module = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    return (paths.get(id(module)), module) if isinstance(module, nn.Module) else (None, None)
 
 
 _methods: dict[tuple[type, CodeType], Method | None] = {}
