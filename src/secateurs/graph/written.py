@@ -28,6 +28,7 @@ _SHAPED = {  # where the sizes stand among the arguments behind the tensor, and 
     "reshape": (0, "shape"),
     "expand": (0, "size"),
     "broadcast_to": (0, "size"),
+    "repeat": (0, "repeats"),
     "split": (0, "split_size"),
     "split_with_sizes": (0, "split_sizes"),
     "layer_norm": (0, "normalized_shape"),
@@ -40,7 +41,7 @@ _SHAPED = {  # where the sizes stand among the arguments behind the tensor, and 
 }
 _MADE = {name: (0, "size") for name in ("zeros", "ones", "empty", "full", "rand", "randn")}
 _ONE_BY_ONE = frozenset(
-    ("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", *(_MADE.keys() - {"full"}))
+    ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", *(_MADE.keys() - {"full"}))
 )
 _SINGLE = frozenset(("split", "group_norm"))  # one size will do
 

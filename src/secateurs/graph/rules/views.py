@@ -137,9 +137,11 @@ def repeat(t: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     dims, times = t.dims(args[0]), [int(n) for n in args[1]]
     padded = [Dim(1)] * (len(times) - len(dims)) + list(dims)
     result = []
-    for count, dim in zip(times, padded, strict=True):
+    for place, (count, dim) in enumerate(zip(times, padded, strict=True)):
         if dim.size == 1 and count > 1:
             result.append(t.labels.fresh(count))
+            t.size_argument(count, result[-1], position=place, of=len(times))
+            t.spread.append(result[-1])
         else:
             result.append(t.labels.merge([Dim(count), dim]) if count > 1 else dim)
     t.set(out, result)
