@@ -42,6 +42,11 @@ class Attention(nn.Module):
         return self.out(self.attend(*self.split(x)).transpose(1, 2).flatten(2))
 
 
+def three_heads(x: Tensor) -> Tensor:
+    """A number of heads that nothing can change, in a function outside of modules."""
+    return x.unflatten(-1, (3, -1)).transpose(1, 2)
+
+
 class Separate(Attention):
     """Queries, keys and values of layers of their own."""
 
@@ -50,7 +55,7 @@ class Separate(Attention):
         self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 12, bias=False), nn.Linear(8, 12)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (make(x).unflatten(-1, (3, -1)).transpose(1, 2) for make in (self.q, self.k, self.v))
+        q, k, v = (three_heads(make(x)) for make in (self.q, self.k, self.v))
         return q, k, v
 
 

@@ -167,7 +167,7 @@ class HeadScaleFromStream(WidthOverHeads):
 
 def test_a_scale_from_the_width_of_a_head_leaves_whole_heads_to_cut() -> None:
     graph, plan, _ = half(HeadScaleFromStream(blocks=1).eval(), torch.randn(2, 7, 5))
-    assert kept(plan, graph) == {"embed": 12, "qkv.0": 2, "proj.0": 12}
+    assert kept(plan, graph) == {"embed": 12, "qkv.0": 2, "qkv.0#2": 6, "proj.0": 12}
 
 
 @dataclass
@@ -223,9 +223,12 @@ class FormulaAttribute(nn.Module):
 def test_an_attribute_inside_a_formula_is_solved_for() -> None:
     graph, plan, small = half(FormulaAttribute(), torch.randn(2, 5))
     assert kept(plan, graph) == {"make": 6}
-    assert small.width == 2
-    with pytest.raises(PlanError, match="do not fit together"):
-        Plan.of(graph, {"make": [0]})
+    assert small.width == 2 and not plan.written
+    model, inputs = FormulaAttribute(), torch.randn(2, 5)
+    eleven = Plan.of(secateurs.trace(model, inputs), {"make": [0]})  # no multiple of three
+    other = secateurs.apply(model, eleven)
+    assert [size.text for size in eleven.written] == ["3 * self.width"] and other.width == 4
+    secateurs.verify(model, other, eleven, inputs).raise_if_failed()
 
 
 class Ranges(nn.Module):

@@ -288,6 +288,67 @@ def test_only_modules_that_need_it_have_another_class() -> None:
     secateurs.verify(model, small, plan, inputs).raise_if_failed()
 
 
+class DerivedHeads(Attention):
+    """The length of a head is derived from the stream, and the stream's width is what all heads are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(b, n, c))
+
+
+class Tied(nn.Module):
+    """Streams and heads of two blocks have counts that agree."""
+
+    image = (2, 7, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(5, 32), nn.ModuleList(DerivedHeads() for _ in range(2))
+        self.read = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.read(x)
+
+
+def cut(model: nn.Module, inputs: Tensor, **options: Any) -> tuple[Plan, nn.Module]:
+    graph = secateurs.trace(model, inputs)
+    plan = secateurs.plan(graph, secateurs.score(model, graph, "l2"), Budget(units=0.5), **options)
+    small = secateurs.apply(model, plan)
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+    return plan, small
+
+
+def test_tied_counts_shrink_together_where_all_may_and_need_no_other_class() -> None:
+    model, inputs = built(Tied)
+    plan, small = cut(model, inputs, scope="local")
+    assert {size.text for size in plan.written} <= {"4"}  # the number of heads is a figure
+    assert small.embed.out_features == small.blocks[0].out.in_features == small.blocks[1].out.in_features
+
+
+@pytest.mark.parametrize("kind", ["head", "head_dim"])
+def test_attributes_stand_in_for_ties_to_what_may_not_leave(kind: str) -> None:
+    model, inputs = built(Tied)
+    plan, small = cut(model, inputs, scope="local", kinds={kind})
+    assert small.embed.out_features == 32 and small.blocks[1].out.in_features == 16
+    assert {group.kind for group in plan.groups} == {kind}
+    assert {size.text for size in plan.written} == {"c", "4" if kind == "head" else "c // 4"}
+
+
+def test_single_heads_leave_by_hand_from_one_block_alone() -> None:
+    model, inputs = built(Tied)
+    graph = secateurs.trace(model, inputs)
+    heads = [group.name for group in graph.groups if group.kind == "head"]
+    plan = Plan.of(graph, {heads[1]: [2]})
+    small = secateurs.apply(model, plan)
+    assert type(small.blocks[0]) is DerivedHeads and small.blocks[1].out.in_features == 24
+    secateurs.verify(model, small, plan, inputs).raise_if_failed()
+
+
 def test_code_that_has_changed_since_is_refused_and_nothing_is_cut() -> None:
     model, inputs = built(LeNet)
     text = halves(model, inputs).to_json().replace("16 * 5 * 5", "16 * 25")

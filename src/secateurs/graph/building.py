@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isclose
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from secateurs.graph.cost import CostModel
-from secateurs.graph.counts import CountConstraint, Counted, Rescaling
+from secateurs.graph.counts import Counted, Rescaling
 from secateurs.graph.expressions import Constant
 from secateurs.graph.groups import (
     NO_UNIT,
@@ -227,20 +227,10 @@ class GroupBuilder:
         )
 
     def _lock_stuck(self, graph: Graph) -> bool:
-        """Free the groups whose constraints leave them no smaller count, or lock them; whether there are any.
-
-        Freed are those whose size an attribute can hold instead of what `forward` computes, unless the same
-        dimensions can be cut the other way.
-        """
+        """Lock the groups whose constraints leave them no smaller count; whether there are any."""
         stuck = stuck_groups(graph)
-        names = {group.name for group, _ in stuck}
-        for group, rules in stuck:
-            spots = [each.spot for each in rules if isinstance(each, CountConstraint)]
-            new = {spot.key for spot in spots if spot is not None} - self._tracer.freed
-            if new and names.issuperset(group.crosses):
-                self._tracer.freed |= new
-            else:
-                self.lock(group, f"forward computes {rules[0].reason}", rules[0].where)
+        for group, each in stuck:
+            self.lock(group, f"forward computes {each.reason}", each.where)
         return bool(stuck)
 
     def _reads(self) -> tuple[UnitRead, ...]:
@@ -301,6 +291,10 @@ class GroupBuilder:
             for c in self._tracer.contractions
         ]
         return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
+
+    def refuse(self, spots: Iterable[Any]) -> None:
+        """Let no attributes take the place of sizes at these places; known at the next `build`."""
+        self._tracer.refused.update(spots)
 
     def pin(self, number: float, where: str) -> bool:
         """Keep the integers from which `forward` computed a number as they are.

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from secateurs.graph.expressions import COMPARISONS, Constant, evaluate, leaves_of, solve
 from secateurs.graph.rewriting import WrittenSize
-from secateurs.graph.written import Spot
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -92,8 +91,8 @@ class SizeTie:
         expression: Where the model states the length by a formula with this attribute in it, the formula.
         written: The size in the model's code that the attribute takes the place of, where it is none of the
             model's own.
-        formula: What that code computes instead, and has to be equal to the length.
         where: The line of that code.
+        spot: The place that it was found for.
     """
 
     module: str
@@ -103,18 +102,13 @@ class SizeTie:
     length: Counted
     expression: Any = None
     written: WrittenSize | None = None
-    formula: CountConstraint | None = None
     where: str = ""
-
-    def is_needed(self, gone: Mask) -> bool:
-        """Whether a cut has to set it."""
-        if self.formula is not None:
-            return not self.formula.holds(gone)
-        return self.after(gone) != self.value
+    spot: Any = None
 
     def after(self, gone: Mask) -> int:
-        """The integer after a cut."""
-        return int(_read(self, lambda length: length.by_mask(gone)))
+        """The integer after a cut; as before where no integer makes the formula come out."""
+        found = int(_read(self, lambda length: length.by_mask(gone)))
+        return self.value if found == _NO_VALUE else found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +138,8 @@ class CountConstraint:
         groups: The groups, by their place in the graph, whose counts they depend on.
         reason: What the code computes, in words.
         where: The line of the model's source.
-        spot: The call that is given the size, where an attribute might take its place.
+        instead: Attributes that can take the places of what the code computes there: a cut that does not
+            respect the constraint needs them. Without any the constraint must be respected.
     """
 
     left: Any
@@ -152,10 +147,12 @@ class CountConstraint:
     groups: frozenset[int]
     reason: str
     where: str
-    spot: Spot | None = None
+    instead: tuple[SizeTie, ...] = ()
 
     @classmethod
-    def of(cls, left: Any, right: Any, reason: str, where: str, spot: Spot | None = None) -> CountConstraint:
+    def of(
+        cls, left: Any, right: Any, reason: str, where: str, instead: tuple[SizeTie, ...] = ()
+    ) -> CountConstraint:
         """Collect the groups that both sides depend on."""
         groups: set[int] = set()
         for leaf in (*leaves_of(left), *leaves_of(right)):
@@ -165,7 +162,7 @@ class CountConstraint:
                 groups |= {g for each in inner if isinstance(each, Counted) for g in each.groups}
             elif isinstance(leaf, Counted):
                 groups |= leaf.groups
-        return cls(left, right, frozenset(groups), reason, where, spot)
+        return cls(left, right, frozenset(groups), reason, where, instead)
 
     def holds(self, gone: Mask) -> bool:
         """Whether a cut respects it."""

@@ -40,7 +40,7 @@ from secateurs.graph.running import (
     source_line,
     without_data,
 )
-from secateurs.graph.sizes import freedoms
+from secateurs.graph.settling import CountSystem
 from secateurs.graph.values import Answers, compute
 
 _MOST_ROUNDS = 40
@@ -82,6 +82,8 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
         masks = [graph.mask(trial) for trial in trials(graph)]
         faults = [fault for gone in masks for fault in dry_run(model, inputs, graph, builder, passes, gone)]
         if not faults and not builder.is_stale:
+            faults = _faults_of_attributes(model, inputs, graph, builder, passes)
+        if not faults and not builder.is_stale:
             return graph
         for fault in faults:
             forms = blamed.setdefault(fault.where, [])
@@ -95,23 +97,50 @@ def prove(model: nn.Module, inputs: Inputs, builder: GroupBuilder, passes: Seque
     return builder.build()
 
 
+def _faults_of_attributes(
+    model: nn.Module, inputs: Inputs, graph: Graph, builder: GroupBuilder, passes: Sequence[Pass]
+) -> list[Fault]:
+    """Try a cut that no constraint holds together for which attributes can stand in.
+
+    Faults that attributes may have brought are answered by doing without them.
+    """
+    if not graph.counts.is_loose:
+        return []
+    tied = [each for each in graph.constraints if each.instead]
+    refused: set[Any] = set()
+    left = []
+    for trial in trials(graph, graph.counts.bound()):
+        for fault in dry_run(model, inputs, graph, builder, passes, graph.mask(trial)):
+            places = {graph.groups.index(graph.by_name[name]) for name in fault.groups}
+            spots = {tie.spot for each in tied if each.groups & places for tie in each.instead}
+            left += [] if spots else [fault]
+            refused |= spots
+    builder.refuse(refused)
+    return left or [Fault((), "attributes do not do", "")] * bool(refused)
+
+
 def _form(group: Group) -> Any:
     """What a group is made of, without the numbers of blocks: equal for the same place of every block."""
     return group.kind, frozenset((re.sub(r"\d+", "", p.parameter), p.dim, p.role) for p in group.slices)
 
 
-def trials(graph: Graph) -> list[dict[str, Indices]]:
+def trials(graph: Graph, counts: CountSystem | None = None) -> list[dict[str, Indices]]:
     """Cuts of about half of every group, by counts that differ, so that no fault hides behind equal lengths.
 
     One cut for all groups; two where the counts of groups that cross are tied to others.
+
+    Args:
+        graph: The graph.
+        counts: The constraints to respect; those of the graph if not given.
     """
     kept = []
     for place, group in enumerate(graph.groups):
         count = group.size // 2 + (place % 3 - 1 if group.size > 5 else 0)
         kept.append(group.size - max(1, min(count, group.size - 1)))
     found = []
-    for free in freedoms(graph):
-        settled = graph.counts.settle(kept, free, [1] * len(kept), lower=True)
+    for free in graph.freedoms:
+        system = counts or graph.counts.loosened(free)
+        settled = system.settle(kept, free, [1] * len(kept), lower=True)
         found.append(
             {
                 group.name: np.arange(group.size - count)
@@ -136,8 +165,9 @@ def dry_run(
     behind that the next one uses, such as a table that is made at the first call.
     """
     trial = empty_copy(model, cut_shapes(graph, gone))
-    write_sizes(trial, (tie.written for tie in graph.ties if tie.written is not None))
-    for tie in graph.ties:
+    ties = graph.ties_for(gone)
+    write_sizes(trial, (tie.written for tie in ties if tie.written is not None))
+    for tie in ties:
         set_integer(trial, tie.module, tie.attribute, tie.position, tie.after(gone))
     restate_sizes(trial)
     faults: list[Fault] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -15,7 +15,7 @@ from torch import nn
 
 from secateurs.graph.copying import registered_tensors, unsaved_buffers
 from secateurs.graph.cost import Cost, CostModel
-from secateurs.graph.counts import CountCondition, CountConstraint, Rescaling, SizeTie
+from secateurs.graph.counts import CountCondition, CountConstraint, Mask, Rescaling, SizeTie
 from secateurs.graph.settling import CountSystem
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
@@ -162,15 +162,57 @@ class Graph:
         """The constraints on how many units of each group are left."""
         return CountSystem([group.size for group in self.groups], self.constraints, self.conditions)
 
+    def ties_for(self, gone: Mask) -> list[SizeTie]:
+        """The attributes that follow a cut, also those that stand in for constraints which it breaks."""
+        broken = [each for each in self.constraints if each.instead and not each.holds(gone)]
+        stand_ins = {(tie.module, tie.attribute): tie for each in broken for tie in each.instead}
+        return [*self.ties, *stand_ins.values()]
+
     @cached_property
     def sides(self) -> dict[str, int]:
         """A side for each group, such that groups that cross are on different ones.
 
         Of what crosses, directly or not, the largest group is on side 0, and with it what can leave at the
-        same time: of an attention, either the heads or the dimensions of queries and of values.
+        same time: of an attention, either the heads or the dimensions of queries and of values. What can
+        leave without attributes that stand in for the model's own code comes before what cannot.
         """
+        return self._sides(self.last_resort)
+
+    @cached_property
+    def last_resort(self) -> frozenset[str]:
+        """The groups that shrink only where attributes stand in for what the model's code computes."""
+        stuck = self.stuck(lambda free: self.counts)
+        return stuck - self.stuck(self.counts.loosened) if stuck else stuck
+
+    def stuck(self, counts: Callable[[Sequence[bool]], CountSystem]) -> frozenset[str]:
+        """The groups with tied counts that keep all units where about half of all are wanted.
+
+        Args:
+            counts: Gives the constraints to respect, for the groups that may be cut.
+        """
+        rules: list[CountConstraint | CountCondition] = [*self.constraints, *self.conditions]
+        places = {place for each in rules for place in each.groups}
+        sizes = [group.size for group in self.groups]
+        wanted = [max(1, size // 2) for size in sizes]
+        for free in self.freedoms if places else ():
+            settled = counts(free).settle(wanted, free, [1] * len(sizes), lower=True)
+            places = {place for place in places if settled[place] == sizes[place]}
+        return frozenset(self.groups[place].name for place in places)
+
+    @cached_property
+    def freedoms(self) -> list[list[bool]]:
+        """Which groups to cut at once: of those that cross and have tied counts, one side at a time."""
+        tied = {self.groups[place] for component, _ in self.counts.components for place in component}
+        bound = {group.name for group in tied if group.crosses}
+        sides = self._sides(())
+        return [
+            [group.name not in bound or sides[group.name] == side for group in self.groups]
+            for side in sorted({sides[name] for name in bound}) or [0]
+        ]
+
+    def _sides(self, last: Collection[str]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for group in sorted(self.groups, key=lambda each: (-each.size, each.first)):
+        for group in sorted(self.groups, key=lambda each: (each.name in last, -each.size, each.first)):
             pending = [group.name]
             while pending:
                 name = pending.pop(0)

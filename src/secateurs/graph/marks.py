@@ -32,7 +32,7 @@ class Marks(MetaMode):
         self.statements: list[Statement] = []
         self.paths: dict[int, str] = {}
         self.given: dict[Any, set[int]] = {}
-        self.freed: set[Any] = set()
+        self.refused: set[Any] = set()
         self.mixed: list[tuple[Dim, str]] = []
         self.bare: list[Dim] = []
         self.kinds: list[tuple[Dim, str]] = []

@@ -34,6 +34,33 @@ class CountSystem:
         self._conditions = list(conditions)
         self.components = _components(constraints)
 
+    def loosened(self, free: Sequence[bool], multiples: Sequence[int] | None = None) -> CountSystem:
+        """The same without constraints that attributes can stand in for, where these let nothing leave.
+
+        Args:
+            free: Which groups may lose units at all.
+            multiples: What the count of each group is to be a multiple of; any number where not given.
+        """
+        multiples = multiples or [1] * len(self._sizes)
+        kept: list[CountConstraint] = []
+        for component, constraints in self.components:
+            is_free = any(free[group] for group in component)
+            is_tied = is_free and any(each.instead for each in constraints)
+            if is_tied and self._nearest(component, constraints, 0.5, free, multiples, lower=True) is None:
+                constraints = [each for each in constraints if not each.instead]
+            kept += constraints
+        return CountSystem(self._sizes, kept, self._conditions)
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether attributes can stand in for a constraint."""
+        return any(each.instead for _, constraints in self.components for each in constraints)
+
+    def bound(self) -> CountSystem:
+        """The same without any constraint that attributes can stand in for."""
+        kept = [each for _, constraints in self.components for each in constraints if not each.instead]
+        return CountSystem(self._sizes, kept, self._conditions)
+
     def settle(
         self,
         kept: Sequence[int],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -63,21 +64,20 @@ class SizeReader:
         constraints = []
         for left, right, where, spot in self._equalities():
             a, b = self._resolved(left), self._resolved(right)
-            if self._differ(a, b):
-                if spot is not None and (isinstance(left, Constant) or spot.key in self._tracer.freed):
-                    attribute = self._written(spot, left, right.dim, CountConstraint.of(a, b, "", where))
-                    if attribute is None and isinstance(left, Constant):
-                        continue  # the dry run will tell
-                    if attribute is not None:
-                        if not self._differ(attribute, b):
-                            continue
-                        a = attribute
-                reason = f"{in_words(left)} where {in_words(right)} is expected"
-                if isinstance(left, Length) and isinstance(right, Length):
-                    reason = f"with two lengths of {left.dim.size} that have to agree"
-                elif isinstance(right, Constant):
-                    reason = f"a number from {in_words(left)}, which has to stay {in_words(right)}"
-                constraints.append(CountConstraint.of(a, b, reason, where, spot))
+            if not self._differ(a, b):
+                continue
+            tie = self._written(spot, left, right.dim, where) if spot is not None else None
+            if isinstance(left, Constant):  # without an attribute the dry run will tell
+                known = self._ties.setdefault((tie.module, tie.attribute, None), tie) if tie else None
+                if known is None or not self._differ(known.length, b):
+                    continue
+                a, tie = known.length, None
+            reason = f"{in_words(left)} where {in_words(right)} is expected"
+            if isinstance(left, Length) and isinstance(right, Length):
+                reason = f"with two lengths of {left.dim.size} that have to agree"
+            elif isinstance(right, Constant):
+                reason = f"a number from {in_words(left)}, which has to stay {in_words(right)}"
+            constraints.append(CountConstraint.of(a, b, reason, where, (tie,) if tie else ()))
         return tuple(self._ties.values()), tuple(_distinct(constraints)), tuple(self._conditions())
 
     def _conditions(self) -> list[CountCondition]:
@@ -101,24 +101,28 @@ class SizeReader:
             self._counted[key] = Counted.of(dim.size, units, self._group_of, self._sizes)
         return self._counted[key]
 
-    def _written(self, spot: Spot, stated: Any, dim: Dim, formula: CountConstraint) -> Counted | None:
-        """The length that an attribute in the place of a size follows; None where none can."""
+    def _written(self, spot: Spot, stated: Any, dim: Dim, where: str) -> SizeTie | None:
+        """The attribute that can take the place of what a call is given; None where none can."""
+        if spot.key in self._tracer.refused or self._tracer.given[spot.key] != {dim.size}:
+            return None
         found = spot.written(dim.size, None if isinstance(stated, Constant) else stated)
-        if found is None or self._tracer.given[spot.key] != {dim.size}:
+        if found is None:
             return None
         size, value = found
         attribute = Attribute(size.module, size.attribute, None, value)
-        product = Operation("mul", attribute, Constant(dim.size // value)) if value != dim.size else None
-        if attribute.key not in self._ties:
-            self._tie(
-                attribute,
-                self._counted_dim(dim),
-                product,
-                written=size,
-                formula=None if isinstance(stated, Constant) else formula,
-                where=formula.where,
-            )
-        return self._ties[attribute.key].length
+        return SizeTie(
+            module=size.module,
+            attribute=size.attribute,
+            position=None,
+            value=value,
+            length=self._counted_dim(dim),
+            expression=None
+            if value == dim.size
+            else Operation("mul", attribute, Constant(dim.size // value)),
+            written=size,
+            where=where,
+            spot=spot.key,
+        )
 
     def _equalities(self) -> Iterator[tuple[Any, Any, str, Spot | None]]:
         """All pairs of expressions that must have one value."""
@@ -152,7 +156,7 @@ class SizeReader:
                 if self._differ(as_it_is, length):
                     self._tie(unknown[0], length, replaced(each.expression, self._leaf_but(unknown[0].key)))
 
-    def _tie(self, attribute: Attribute, length: Counted, expression: Any = None, **more: Any) -> None:
+    def _tie(self, attribute: Attribute, length: Counted, expression: Any = None) -> None:
         self._ties.setdefault(
             attribute.key,
             SizeTie(
@@ -162,7 +166,6 @@ class SizeReader:
                 value=attribute.value,
                 length=length,
                 expression=expression,
-                **more,
             ),
         )
 
@@ -224,10 +227,14 @@ def _same(one: Sequence[Indices], other: Sequence[Indices]) -> bool:
 
 
 def _distinct(constraints: Sequence[CountConstraint]) -> list[CountConstraint]:
-    """Constraints without those that read the same dimensions in the same way."""
+    """Constraints without those that read the same dimensions in the same way, which need all attributes."""
     found: dict[Any, CountConstraint] = {}
     for each in constraints:
-        found.setdefault((_form(each.left), _form(each.right)), each)
+        form = _form(each.left), _form(each.right)
+        first = found.setdefault(form, each)
+        if first is not each:
+            instead = (*first.instead, *each.instead) if first.instead and each.instead else ()
+            found[form] = replace(first, instead=instead)
     return list(found.values())
 
 
@@ -242,26 +249,12 @@ def _form(expression: Any) -> Any:
     return expression.value
 
 
-def stuck_groups(graph: Graph) -> list[tuple[Group, list[CountConstraint | CountCondition]]]:
-    """The groups that nothing allowed makes smaller, each with the constraints and conditions on it."""
+def stuck_groups(graph: Graph) -> list[tuple[Group, CountConstraint | CountCondition]]:
+    """The groups that nothing allowed makes smaller, each with a constraint or condition to blame."""
     rules: list[CountConstraint | CountCondition] = [*graph.constraints, *graph.conditions]
-    if not rules:
-        return []
-    sizes = [group.size for group in graph.groups]
-    tied = {place for each in rules for place in each.groups}
-    for free in freedoms(graph):
-        kept = [max(1, size // 2) for size in sizes]
-        settled = graph.counts.settle(kept, free, [1] * len(sizes), lower=True)
-        tied -= {place for place in tied if settled[place] < sizes[place]}
-    return [(graph.groups[place], [each for each in rules if place in each.groups]) for place in sorted(tied)]
-
-
-def freedoms(graph: Graph) -> list[list[bool]]:
-    """Which groups to cut at once: of those that cross and have tied counts, one side at a time."""
-    tied = {graph.groups[place] for component, _ in graph.counts.components for place in component}
-    bound = [group in tied and bool(group.crosses) for group in graph.groups]
-    sides = sorted({graph.sides[group.name] for group, each in zip(graph.groups, bound, strict=True) if each})
+    stuck = graph.stuck(graph.counts.loosened)
     return [
-        [not each or graph.sides[group.name] == side for group, each in zip(graph.groups, bound, strict=True)]
-        for side in sides or [0]
+        (group, next(each for each in rules if place in each.groups))
+        for place, group in enumerate(graph.groups)
+        if group.name in stuck
     ]

@@ -33,6 +33,8 @@ class Fit:
             g.name: 1 if g.kind in ("head", "conv_group", "branch") else round_to for g in groups
         }
         self._free = [group.name in self._multiples for group in graph.groups]
+        multiples = [self._multiples.get(group.name, 1) for group in graph.groups]
+        self._counts = graph.counts.loosened(self._free, multiples)
         self._known: dict[tuple[int, ...], Counts] = {}
 
     def __call__(self, wanted: Sequence[int]) -> Counts:
@@ -67,7 +69,7 @@ class Fit:
     def _agreeing(self, kept: list[int], multiples: Sequence[int]) -> list[int]:
         """Tied counts that agree, none below its least: what settles too low is asked for again with more."""
         while True:
-            settled = self._graph.counts.settle(kept, self._free, multiples)
+            settled = self._counts.settle(kept, self._free, multiples)
             short = {
                 place
                 for place, group in enumerate(self._graph.groups)
@@ -75,7 +77,7 @@ class Fit:
             }
             if not short:
                 return settled
-            for component, _ in self._graph.counts.components:
+            for component, _ in self._counts.components:
                 for place in component if short & set(component) else ():
                     size = self._graph.groups[place].size
                     kept[place] = min(max(kept[place], settled[place]) + multiples[place], size)

@@ -102,7 +102,9 @@ class Plan:
             for g in graph.groups
             if g.name in chosen
         )
-        needed = [tie for tie in graph.ties if tie.is_needed(gone)]
+        ties = graph.ties_for(gone)
+        changes = [tie for tie in ties[: len(graph.ties)] if tie.after(gone) != tie.value]
+        needed = [*changes, *ties[len(graph.ties) :]]
         integers = tuple(
             IntegerChange(
                 module=t.module,
@@ -250,7 +252,7 @@ def _checked(graph: Graph, name: str, indices: Any) -> tuple[int, ...]:
 def _check_counts(graph: Graph, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     rules: tuple[CountConstraint | CountCondition, ...] = (*graph.constraints, *graph.conditions)
     for each in rules:
-        if not each.holds(gone):
+        if not each.holds(gone) and not getattr(each, "instead", ()):
             names = ", ".join(repr(graph.groups[place].name) for place in sorted(each.groups))
             problem = (
                 f"the counts of {names} do not fit together: forward computes {each.reason}"
