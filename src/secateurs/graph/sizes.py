@@ -30,6 +30,7 @@ _Key: TypeAlias = "tuple[str, str, int | None]"
 _TRIALS = 3
 _MORE_TRIALS = 12  # of small groups, which may keep as many by chance
 _MANY = 100_000  # units
+_ASKED_FOR = ("head", "head_dim")
 
 
 class SizeReader:
@@ -250,11 +251,17 @@ def _form(expression: Any) -> Any:
 
 
 def stuck_groups(graph: Graph) -> list[tuple[Group, CountConstraint | CountCondition]]:
-    """The groups that nothing allowed makes smaller, each with a constraint or condition to blame."""
+    """The groups that nothing allowed makes smaller, each with a constraint or condition to blame.
+
+    Where only attributes that stand in for the model's own code would let a group shrink, and the same
+    dimensions can be cut another way without, it is locked too, as the halves of a channel shuffle are. Heads
+    and their dimensions are not: one may ask for either.
+    """
     rules: list[CountConstraint | CountCondition] = [*graph.constraints, *graph.conditions]
-    stuck = graph.stuck(graph.counts.loosened)
+    stuck, last = graph.stuck(graph.counts.loosened), graph.last_resort
     return [
         (group, next(each for each in rules if place in each.groups))
         for place, group in enumerate(graph.groups)
         if group.name in stuck
+        or (group.name in last and group.kind not in _ASKED_FOR and not last.issuperset(group.crosses))
     ]
