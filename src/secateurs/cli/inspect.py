@@ -76,7 +76,9 @@ def describe(graph: Graph) -> dict[str, Any]:
         "params": cost.params,
         "macs": cost.macs,
         "groups": groups,
-        "tied": [_of_counts(graph, each) for each in graph.constraints],
+        "tied": [
+            {**_of_counts(graph, each), "can_be_broken": bool(each.instead)} for each in graph.constraints
+        ],
         "written": [
             {
                 "reason": f"{tie.written.text!r} in the code",
@@ -121,7 +123,11 @@ def _as_text(model: str, facts: dict[str, Any]) -> str:
         ),
         "",
     ]
-    lines += _counts_lines("counts that forward derives from one another:", facts["tied"])
+    for broken, title in (
+        (False, "counts that forward derives from one another:"),
+        (True, "counts that agree, unless a cut leaves some of these groups alone and attributes stand in:"),
+    ):
+        lines += _counts_lines(title, [each for each in facts["tied"] if each["can_be_broken"] is broken])
     lines += _counts_lines("sizes that attributes take the place of where a cut needs it:", facts["written"])
     lines += _counts_lines("comparisons that must come out as they do:", facts["conditions"])
     if facts["example_only"]:

@@ -138,7 +138,7 @@ def trials(graph: Graph, counts: CountSystem | None = None) -> list[dict[str, In
         count = group.size // 2 + (place % 3 - 1 if group.size > 5 else 0)
         kept.append(group.size - max(1, min(count, group.size - 1)))
     found = []
-    for free in graph.freedoms:
+    for free in graph.freedoms(counts or graph.counts):
         system = counts or graph.counts.loosened(free)
         settled = system.settle(kept, free, [1] * len(kept), lower=True)
         found.append(

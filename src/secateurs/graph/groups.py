@@ -194,15 +194,14 @@ class Graph:
         places = {place for each in rules for place in each.groups}
         sizes = [group.size for group in self.groups]
         wanted = [max(1, size // 2) for size in sizes]
-        for free in self.freedoms if places else ():
+        for free in self.freedoms(self.counts) if places else ():
             settled = counts(free).settle(wanted, free, [1] * len(sizes), lower=True)
             places = {place for place in places if settled[place] == sizes[place]}
         return frozenset(self.groups[place].name for place in places)
 
-    @cached_property
-    def freedoms(self) -> list[list[bool]]:
+    def freedoms(self, counts: CountSystem) -> list[list[bool]]:
         """Which groups to cut at once: of those that cross and have tied counts, one side at a time."""
-        tied = {self.groups[place] for component, _ in self.counts.components for place in component}
+        tied = {self.groups[place] for component, _ in counts.components for place in component}
         bound = {group.name for group in tied if group.crosses}
         sides = self._sides(())
         return [
