@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from secateurs.errors import RunError, UnknownNameError
+from secateurs.errors import RunError, TrainingError, UnknownNameError
 from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.settings import JobSettings, absolute_data, recipe_for_images
@@ -88,8 +88,12 @@ def recover_job(
     Raises:
         DataError: The images are missing, or of other classes than the model's.
         RunError: The run is not finished or cut nothing, its original is gone, or ``out`` is taken.
+        TrainingError: The recipe asks for a teacher and for no epochs.
         TrainingStoppedError: The fine-tune went wrong.
     """
+    if not resume and settings.recipe.epochs == 0 and settings.recipe.needs_teacher:
+        given = f"distill={settings.recipe.taught_share}, distill_features={settings.recipe.distill_features}"
+        raise TrainingError(f"{given} has no effect without a fine-tune", fix="--epochs 5")
     settings = settings.resolved()
     run_of_model = Run(settings.source)
     original = original_of(run_of_model, settings.original)
