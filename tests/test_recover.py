@@ -140,13 +140,6 @@ def test_a_recovered_run_can_be_recovered_again(trained: Path, pruned: Path, tmp
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_teacher_without_epochs_is_refused(pruned: Path, tmp_path: Path) -> None:
-    settings = RecoverSettings(source=str(pruned), recipe=replace(NOT_TRAINED, distill=0.7), threads=1)
-    with pytest.raises(TrainingError, match=r"distill=0.7, .* has no effect without a fine-tune") as caught:
-        recover_job(settings, tmp_path / "recovered")
-    assert caught.value.fix == "--epochs 5" and not (tmp_path / "recovered").exists()
-
-
 def test_recovering_stopped_at_any_file_ends_alike(
     pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
@@ -161,6 +154,13 @@ def test_recovering_stopped_at_any_file_ends_alike(
         assert saved(recover_job(settings, out, resume=True).path) == expected, write
         write += 3
     assert write > 6
+
+
+def test_a_teacher_without_epochs_is_refused(pruned: Path, tmp_path: Path) -> None:
+    settings = RecoverSettings(source=str(pruned), recipe=replace(NOT_TRAINED, distill=0.7), threads=1)
+    with pytest.raises(TrainingError, match=r"distill=0.7, .* has no effect without a fine-tune") as caught:
+        recover_job(settings, tmp_path / "recovered")
+    assert caught.value.fix == "--epochs 5" and not (tmp_path / "recovered").exists()
 
 
 def test_a_repair_that_costs_accuracy_is_not_kept(
