@@ -308,7 +308,8 @@ def model_frame() -> FrameType | None:
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         outside = module == "torch" or module.startswith(("torch.", "secateurs."))
-        if not outside and not frame.f_code.co_filename.startswith("<"):
+        file = frame.f_code.co_filename
+        if not outside and (not file.startswith("<") or file.startswith("<ipython")):
             return frame
         frame = frame.f_back
     return None
