@@ -34,14 +34,13 @@ class CountSystem:
         self._conditions = list(conditions)
         self.components = _components(constraints)
 
-    def loosened(self, free: Sequence[bool], multiples: Sequence[int] | None = None) -> CountSystem:
+    def loosened(self, free: Sequence[bool]) -> CountSystem:
         """The same without constraints that attributes can stand in for, where these let nothing leave.
 
         Args:
             free: Which groups may lose units at all.
-            multiples: What the count of each group is to be a multiple of; any number where not given.
         """
-        multiples = multiples or [1] * len(self._sizes)
+        multiples = [1] * len(self._sizes)
         kept: list[CountConstraint] = []
         for component, constraints in self.components:
             is_free = any(free[group] for group in component)

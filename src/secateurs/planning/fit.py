@@ -33,8 +33,7 @@ class Fit:
             g.name: 1 if g.kind in ("head", "conv_group", "branch") else round_to for g in groups
         }
         self._free = [group.name in self._multiples for group in graph.groups]
-        multiples = [self._multiples.get(group.name, 1) for group in graph.groups]
-        self._counts = graph.counts.loosened(self._free, multiples)
+        self._counts = graph.counts.loosened(self._free)
         self._known: dict[tuple[int, ...], Counts] = {}
 
     def __call__(self, wanted: Sequence[int]) -> Counts:
