@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 import io
 import pickle
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,6 +359,30 @@ def test_code_that_has_changed_since_is_refused_and_nothing_is_cut() -> None:
         secateurs.apply(model, Plan.from_json(text), inplace=True)
     after = model.state_dict()
     assert type(model) is LeNet and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_file_that_was_edited_after_its_import_is_not_read_for_its_code(tmp_path: Path) -> None:
+    file = tmp_path / "edited.py"
+    text = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.make, self.read = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.read(self.make(x).relu().view(-1, 8))
+"""
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location("edited", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    file.write_text(text.replace(".relu()", ".tanh()"))
+    graph = secateurs.trace(module.Net(), torch.randn(2, 5))
+    assert not graph.groups
+    assert any(lock.reason == "aten.view.default is given the fixed length 8" for lock in graph.locked)
 
 
 class SizesOfTheInput(nn.Module):

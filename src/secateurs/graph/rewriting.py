@@ -10,6 +10,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import inspect
 import linecache
 from collections.abc import Iterable, Mapping
@@ -142,6 +143,8 @@ def _rewritten(base: type, name: str, places: frozenset[Place]) -> FunctionType:
     method = Method(name, function)  # with a tree of its own, which is changed here
     if not method.can_be_rewritten or method.tree is None:
         raise _OtherCodeError(f"the source of {name!r} cannot be read")
+    if not _is_source_of(method.tree, function):
+        raise _OtherCodeError(f"the source of {name!r} has changed since it was imported")
     attributes: dict[ast.expr, str] = {}
     for place in places:
         if place[0] == name:
@@ -158,6 +161,22 @@ def _rewritten(base: type, name: str, places: frozenset[Place]) -> FunctionType:
     made.__doc__, made.__module__ = function.__doc__, function.__module__
     made.__annotations__, made.__dict__ = dict(function.__annotations__), dict(function.__dict__)
     return made
+
+
+def _is_source_of(tree: ast.FunctionDef, function: FunctionType) -> bool:
+    """Whether a function was compiled from this tree; pytest adds to the assertions of test modules."""
+    running = function.__code__
+    if any(name.startswith("@py_assert") for name in running.co_varnames):
+        return True
+    return _told(_compiled(copy.deepcopy(tree), function, running.co_filename)) == _told(running)
+
+
+def _told(code: CodeType) -> tuple[Any, ...]:
+    """What the code of a function names and in which lines; instructions also depend on imports around it."""
+    inner = [_told(each) for each in code.co_consts if isinstance(each, CodeType)]
+    plain = [each for each in code.co_consts if not isinstance(each, CodeType)]
+    lines = {line for _, _, line in code.co_lines()}
+    return code.co_names, code.co_varnames, code.co_freevars, plain, lines, inner
 
 
 class _Exchange(ast.NodeTransformer):

@@ -23,25 +23,25 @@ from secateurs.graph.methods import Method, Place
 from secateurs.graph.rewriting import WrittenSize, can_have, unwritten
 from secateurs.graph.running import model_frame
 
-_SHAPED = {  # where the sizes stand among the arguments behind the tensor, and their names
-    "view": (0, "size"),
-    "reshape": (0, "shape"),
-    "expand": (0, "size"),
-    "broadcast_to": (0, "size"),
-    "repeat": (0, "repeats"),
-    "split": (0, "split_size"),
-    "split_with_sizes": (0, "split_sizes"),
-    "layer_norm": (0, "normalized_shape"),
-    "group_norm": (0, "num_groups"),
-    "unflatten": (1, "sizes"),
-    "new_zeros": (0, "size"),
-    "new_ones": (0, "size"),
-    "new_empty": (0, "size"),
-    "new_full": (0, "size"),
+_SHAPED = {  # the names under which calls may be given sizes
+    "view": ("size", "shape"),
+    "reshape": ("shape",),
+    "expand": ("size",),
+    "broadcast_to": ("size",),
+    "repeat": ("repeats",),
+    "split": ("split_size", "split_size_or_sections"),
+    "split_with_sizes": ("split_sizes",),
+    "layer_norm": ("normalized_shape",),
+    "group_norm": ("num_groups",),
+    "unflatten": ("sizes",),
+    "new_zeros": ("size",),
+    "new_ones": ("size",),
+    "new_empty": ("size",),
+    "new_full": ("size",),
 }
-_MADE = {name: (0, "size") for name in ("zeros", "ones", "empty", "full", "rand", "randn")}
+_MADE = frozenset(("zeros", "ones", "empty", "full", "rand", "randn"))  # of sizes alone
 _ONE_BY_ONE = frozenset(
-    ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", *(_MADE.keys() - {"full"}))
+    ("view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", *(_MADE - {"full"}))
 )
 _SINGLE = frozenset(("split", "group_norm"))  # one size will do
 
@@ -86,10 +86,13 @@ class Spot:
         method = _method_of(self.kind, self.method)
         if method is None or not method.can_be_rewritten:
             return None
-        key = self.code, self.instruction, self.position, self.of, value
-        if expression is not None or key not in method.sizes:
-            method.sizes[key] = self._find(method, value, expression)
-        found = method.sizes[key] if expression is None else method.sizes.pop(key)
+        if expression is None:
+            key = self.code, self.instruction, self.position, self.of, value
+            if key not in method.sizes:
+                method.sizes[key] = self._find(method, value, None)
+            found = method.sizes[key]
+        else:
+            found = self._find(method, value, expression)
         if found is None:
             return None
         (name, line, column, text), value = found
@@ -157,13 +160,14 @@ def _size_in(call: ast.Call, position: int | None, of: int, method: Method) -> a
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name not in _SHAPED and name not in _MADE:
         return None
-    place, keyword = _SHAPED.get(name) or _MADE[name]
+    keywords = _SHAPED.get(name, ("size",))
+    place = 1 if name == "unflatten" else 0  # behind the tensor
     holder = call.func.value if isinstance(call.func, ast.Attribute) else None
     if isinstance(holder, ast.Name) and holder.id == method.owner:
         return None
     is_function = holder is None or isinstance(_named(holder, method.names), ModuleType)
     given = call.args[place + (is_function and name not in _MADE) :]
-    given += [each.value for each in call.keywords if each.arg == keyword]
+    given += [each.value for each in call.keywords if each.arg in keywords]
     if name in _SINGLE and given and not isinstance(given[0], ast.Tuple | ast.List):
         return method.origin(given[0])
     one_by_one = name in _ONE_BY_ONE and len(given) > 1

@@ -27,6 +27,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     for a scale which is derived from a length are multiplied in the same pass. Nothing is masked: the result
     is an ordinary model of the same class. A ``torch.nn.MultiheadAttention`` whose heads and
     stream no longer fit together becomes a `secateurs.attention.MultiheadAttention` with the same parameters.
+    A module in whose code a size stood that no longer holds (`Plan.written`) gets a class derived from its
+    own, of the same name, in which that size is an attribute.
 
     Args:
         model: A model of the architecture that the plan was made for.
@@ -38,7 +40,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         A new model in the same mode and on the same devices, or the given one if `inplace`.
 
     Raises:
-        ApplyError: The plan was made for another architecture. The model is then unchanged.
+        ApplyError: The plan was made for another architecture, or for other code of a module in which sizes
+            stand. The model is then unchanged.
 
     Example:
         >>> import torch
