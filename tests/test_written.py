@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import secateurs
 from secateurs import Budget, Plan
-from secateurs.errors import ApplyError
+from secateurs.errors import ApplyError, PlanError
 
 WIDTH = 16
 
@@ -167,20 +167,23 @@ class Attention(nn.Module):
         return x + self.out(mixed.transpose(1, 2).reshape(b, n, c))
 
 
-class Features(nn.Module):
-    """The stream is an output, so it stays, and only a class of another kind lets heads leave."""
-
+class Stack(nn.Module):
     image = (2, 7, 5)
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__()
-        self.embed, self.blocks = nn.Linear(5, 32), nn.ModuleList(Attention() for _ in range(2))
+        self.embed, self.blocks = nn.Linear(5, 32), nn.Sequential(kind(), kind())
+
+
+class Features(Stack):
+    """The stream is an output, so it stays, and only a class of another kind lets heads leave."""
+
+    def __init__(self) -> None:
+        super().__init__(Attention)
         self.norm = nn.LayerNorm(32)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(self.embed(x))
         return F.layer_norm(x, (32,), self.norm.weight, self.norm.bias)
 
 
@@ -300,21 +303,15 @@ class DerivedHeads(Attention):
         return x + self.out(mixed.transpose(1, 2).reshape(b, n, c))
 
 
-class Tied(nn.Module):
+class Tied(Stack):
     """Streams and heads of two blocks have counts that agree."""
 
-    image = (2, 7, 5)
-
     def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.blocks = nn.Linear(5, 32), nn.ModuleList(DerivedHeads() for _ in range(2))
+        super().__init__(DerivedHeads)
         self.read = nn.Linear(32, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.read(x)
+        return self.read(self.blocks(self.embed(x)))
 
 
 def cut(model: nn.Module, inputs: Tensor, **options: Any) -> tuple[Plan, nn.Module]:
@@ -383,6 +380,34 @@ class Net(nn.Module):
     graph = secateurs.trace(module.Net(), torch.randn(2, 5))
     assert not graph.groups
     assert any(lock.reason == "aten.view.default is given the fixed length 8" for lock in graph.locked)
+
+
+class Checked(nn.Module):
+    """A derived size that the code checks in a way that no trace sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.make = nn.Linear(5, 8), nn.Linear(8, 8)
+        self.read, self.other = nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embed(x).relu()
+        b, c = x.shape
+        y = self.make(x).relu().reshape(b, c)
+        if y.shape[1] / 2 != c / 2:
+            raise ValueError("other widths")
+        return self.read(y), self.other(x)
+
+
+def test_where_attributes_fail_the_tie_stays() -> None:
+    model, inputs = Checked().eval(), torch.randn(2, 5)
+    graph = secateurs.trace(model, inputs)
+    assert [group.name for group in graph.groups] == ["embed", "make"]
+    assert [each.instead for each in graph.constraints] == [()]
+    with pytest.raises(PlanError, match="do not fit together"):
+        Plan.of(graph, {"make": [0]})
+    plan = Plan.of(graph, {"make": [0], "embed": [3]})
+    secateurs.verify(model, secateurs.apply(model, plan), plan, inputs).raise_if_failed()
 
 
 class SizesOfTheInput(nn.Module):

@@ -66,26 +66,26 @@ class GroupBuilder:
             (group, "a buffer that no file holds makes it, which the model may make anew")
             for group in graph.groups
             if any(part.parameter in self._tracer.unsaved for part in group.slices)
-            and all(self._is_made_by(part) for part in group.slices)
+            and all(self._makes_nothing(part) for part in group.slices)
         ]
         for group, reason in idle:
             self.lock(group, reason, "")
         return self._build() if idle else graph
 
-    def _is_made_by(self, part: Slice) -> bool:
+    def _makes_nothing(self, part: Slice) -> bool:
         """Whether a slice is of a buffer, or only reads units."""
         return part.parameter in self._tracer.buffers or (part.role != "producer" and part.dim > 0)
 
     @property
     def is_stale(self) -> bool:
-        """Whether something was locked since the graph was built, as when a contradiction is found."""
-        return len(self._labels.reasons) != self._reasons
+        """Whether something was locked or refused since, as when a contradiction is found."""
+        return (len(self._labels.reasons), len(self._tracer.refused)) != self._known
 
     def _build(self) -> Graph:
         """Collect the units, put those with one signature into a group, and translate the trace."""
         dims = self._tracer.parameter_dims
         self._numbers = UnitNumbers(self._labels, [place.labels for place in dims])
-        self._reasons = len(self._labels.reasons)
+        self._known = len(self._labels.reasons), len(self._tracer.refused)
         groups = self._groups(dims)
         ties, constraints, conditions = SizeReader(
             self._tracer, groups, self._numbers.groups, self.unit_factors
@@ -293,7 +293,7 @@ class GroupBuilder:
         return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
 
     def refuse(self, spots: Iterable[Any]) -> None:
-        """Let no attributes take the place of sizes at these places; known at the next `build`."""
+        """Let no attributes take the place of sizes at these places; the graph is stale then."""
         self._tracer.refused.update(spots)
 
     def pin(self, number: float, where: str) -> bool:

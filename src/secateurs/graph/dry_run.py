@@ -102,7 +102,7 @@ def _faults_of_attributes(
 ) -> list[Fault]:
     """Try a cut that no constraint holds together for which attributes can stand in.
 
-    Faults that attributes may have brought are answered by doing without them.
+    Faults that attributes may have brought are answered by doing without them, which makes the graph stale.
     """
     if not graph.counts.is_loose:
         return []
@@ -116,7 +116,7 @@ def _faults_of_attributes(
             left += [] if spots else [fault]
             refused |= spots
     builder.refuse(refused)
-    return left or [Fault((), "attributes do not do", "")] * bool(refused)
+    return left
 
 
 def _form(group: Group) -> Any:
@@ -165,7 +165,7 @@ def dry_run(
     behind that the next one uses, such as a table that is made at the first call.
     """
     trial = empty_copy(model, cut_shapes(graph, gone))
-    ties = graph.ties_for(gone)
+    ties = [*graph.ties, *graph.stand_ins(gone)]
     write_sizes(trial, (tie.written for tie in ties if tie.written is not None))
     for tie in ties:
         set_integer(trial, tie.module, tie.attribute, tie.position, tie.after(gone))

@@ -162,11 +162,10 @@ class Graph:
         """The constraints on how many units of each group are left."""
         return CountSystem([group.size for group in self.groups], self.constraints, self.conditions)
 
-    def ties_for(self, gone: Mask) -> list[SizeTie]:
-        """The attributes that follow a cut, also those that stand in for constraints which it breaks."""
+    def stand_ins(self, gone: Mask) -> list[SizeTie]:
+        """The attributes that stand in for the constraints which a cut breaks."""
         broken = [each for each in self.constraints if each.instead and not each.holds(gone)]
-        stand_ins = {(tie.module, tie.attribute): tie for each in broken for tie in each.instead}
-        return [*self.ties, *stand_ins.values()]
+        return list({(tie.module, tie.attribute): tie for each in broken for tie in each.instead}.values())
 
     @cached_property
     def sides(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from secateurs.graph.integers import Book, Statement, Traced
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.records import Contraction
 from secateurs.graph.running import MetaMode, source_line
-from secateurs.graph.written import spot_here
+from secateurs.graph.written import Spot, spot_here
 
 LABELS = "_secateurs_labels"
 
@@ -127,9 +127,7 @@ class Marks(MetaMode):
             of: Number of dimensions of that shape.
         """
         expression = self._stated(value, position, of)
-        spot = spot_here(self.paths, position, of)
-        if spot is not None:
-            self.given.setdefault(spot.key, set()).add(int(value))
+        spot = self._spot(value, position, of)
         if expression is None:
             if spot is not None and dim.factors:
                 self.statements.append(Statement(Constant(int(value)), dim, source_line(), spot))
@@ -144,12 +142,18 @@ class Marks(MetaMode):
             position: Which of the numbers that the call is given states it.
             of: How many there are; 0 for the ends of ranges in square brackets.
         """
-        spot = spot_here(self.paths, position, of)
+        spot = self._spot(dim.size, position, of)
         if spot is None or spot.written(dim.size, None) is None:
             return False
-        self.given.setdefault(spot.key, set()).add(dim.size)
         self.statements.append(Statement(Constant(dim.size), dim, source_line(), spot))
         return True
+
+    def _spot(self, value: int, position: int | None, of: int) -> Spot | None:
+        """The running call of a module's method, which gives this size."""
+        spot = spot_here(self.paths, position, of)
+        if spot is not None:
+            self.given.setdefault(spot.key, set()).add(int(value))
+        return spot
 
     def state(self, expression: Expression, dim: Dim) -> None:
         """The model's code says that a dimension has the length of an expression."""

@@ -8,13 +8,30 @@ import inspect
 import linecache
 from functools import cached_property
 from types import CodeType, FunctionType
-from typing import Any, TypeAlias
-
-Place: TypeAlias = tuple[
-    str, int, int, str
-]  # method, line counted from its first, column in bytes, expression
+from typing import Any, NamedTuple
 
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
+
+
+class Place(NamedTuple):
+    """Where an expression stands in a class.
+
+    Args:
+        method: Name of the method.
+        line: Its line, counted from the method's first, 0.
+        column: Its column, in bytes.
+        text: The expression.
+    """
+
+    method: str
+    line: int
+    column: int
+    text: str
+
+    @property
+    def attribute(self) -> str:
+        """The name of the attribute that can take its place."""
+        return f"{self.method}_size_{self.line}_{self.column}"
 
 
 def _local_names(code: CodeType) -> set[str]:
@@ -119,13 +136,18 @@ class Method:
 
     def at(self, place: Place) -> ast.expr | None:
         """The expression at a place."""
-        _, line, column, text = place
         for node in self.nodes:
-            here = isinstance(node, ast.expr) and (node.lineno - self.first_line, node.col_offset)
-            if here == (line, column) and ast.unparse(node) == text:
-                assert isinstance(node, ast.expr)
+            if (
+                isinstance(node, ast.expr)
+                and node.col_offset == place.column
+                and self.place_of(node) == place
+            ):
                 return node
         return None
+
+    def place_of(self, node: ast.expr) -> Place:
+        """Where an expression stands."""
+        return Place(self.name, node.lineno - self.first_line, node.col_offset, ast.unparse(node))
 
     def value(self, node: ast.expr) -> int | None:
         """The value of an expression of figures and of names from outside; None for others."""

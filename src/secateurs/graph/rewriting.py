@@ -53,17 +53,12 @@ class WrittenSize:
     @property
     def attribute(self) -> str:
         """The name of the attribute."""
-        return _attribute_at(self.place)
+        return self.place.attribute
 
     @property
     def place(self) -> Place:
         """Where it stands in the class, whichever module has it."""
-        return self.method, self.line, self.column, self.text
-
-
-def _attribute_at(place: Place) -> str:
-    method, line, column, _ = place
-    return f"{method}_size_{line}_{column}"
+        return Place(self.method, self.line, self.column, self.text)
 
 
 def write_sizes(model: nn.Module, sizes: Iterable[WrittenSize]) -> None:
@@ -118,7 +113,9 @@ def _with_attributes(base: type, places: frozenset[Place]) -> type:
     if (base, places) not in _classes:
         if any(getattr(base, name, None) is not getattr(nn.Module, name, None) for name in _OWN_COPIES):
             raise _OtherCodeError("its objects are copied in a way of their own")
-        methods = {name: _rewritten(base, name, places) for name in sorted({place[0] for place in places})}
+        methods = {
+            name: _rewritten(base, name, places) for name in sorted({place.method for place in places})
+        }
         about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         ours = {_BASE: base, _SIZES: places, "__reduce_ex__": _reduce}
         _classes[base, places] = type(base)(base.__name__, (base,), {**about, **methods, **ours})
@@ -147,11 +144,11 @@ def _rewritten(base: type, name: str, places: frozenset[Place]) -> FunctionType:
         raise _OtherCodeError(f"the source of {name!r} has changed since it was imported")
     attributes: dict[ast.expr, str] = {}
     for place in places:
-        if place[0] == name:
+        if place.method == name:
             node = method.at(place)
             if node is None:
-                raise _OtherCodeError(f"{place[3]!r} is not in line {place[1] + 1} of {name!r}")
-            attributes[node] = _attribute_at(place)
+                raise _OtherCodeError(f"{place.text!r} is not in line {place.line + 1} of {name!r}")
+            attributes[node] = place.attribute
     file = _edited_file(method, attributes)
     code = _compiled(_Exchange(attributes, method.owner).visit(method.tree), function, file)
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))

@@ -95,8 +95,8 @@ class Spot:
             found = self._find(method, value, expression)
         if found is None:
             return None
-        (name, line, column, text), value = found
-        size = WrittenSize(module=self.module, method=name, line=line, column=column, text=text)
+        place, value = found
+        size = WrittenSize(module=self.module, **place._asdict())
         return (size, value) if can_have(self.kind, size) else None
 
     def _find(self, method: Method, value: int, expression: Expression | None) -> tuple[Place, int] | None:
@@ -113,7 +113,7 @@ class Spot:
             node = None
         if node is None:
             return None
-        return (method.name, node.lineno - method.first_line, node.col_offset, ast.unparse(node)), value
+        return method.place_of(node), value
 
 
 def spot_here(paths: Mapping[int, str], position: int | None, of: int) -> Spot | None:

@@ -102,9 +102,8 @@ class Plan:
             for g in graph.groups
             if g.name in chosen
         )
-        ties = graph.ties_for(gone)
-        changes = [tie for tie in ties[: len(graph.ties)] if tie.after(gone) != tie.value]
-        needed = [*changes, *ties[len(graph.ties) :]]
+        needed = [tie for tie in graph.ties if tie.after(gone) != tie.value]
+        needed += graph.stand_ins(gone)
         integers = tuple(
             IntegerChange(
                 module=t.module,
