@@ -21,7 +21,7 @@ import secateurs
 from secateurs import Budget, Plan
 from secateurs.errors import ApplyError, PlanError
 
-WIDTH = 16
+WIDTH, HEADS = 16, 4
 
 
 class LeNet(nn.Module):
@@ -298,7 +298,7 @@ class DerivedHeads(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, c // HEADS).permute(2, 0, 3, 1, 4)
         mixed = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(-1) @ v
         return x + self.out(mixed.transpose(1, 2).reshape(b, n, c))
 
@@ -335,7 +335,7 @@ def test_attributes_stand_in_for_ties_to_what_may_not_leave(kind: str) -> None:
     plan, small = cut(model, inputs, scope="local", kinds={kind})
     assert small.embed.out_features == 32 and small.blocks[1].out.in_features == 16
     assert {group.kind for group in plan.groups} == {kind}
-    assert {size.text for size in plan.written} == {"c", "4" if kind == "head" else "c // 4"}
+    assert {size.text for size in plan.written} == {"c", "4" if kind == "head" else "c // HEADS"}
 
 
 def test_single_heads_leave_by_hand_from_one_block_alone() -> None:

@@ -109,7 +109,7 @@ class Spot:
             node = _bound_in(given, value, method)
         if expression is None:
             node, value = _in_figures(node, value, method) if node is not None else (None, 0)
-        elif node is not None and not _comes_from(node, expression):
+        elif node is not None and not _comes_from(node, expression, method):
             node = None
         if node is None:
             return None
@@ -240,10 +240,12 @@ def _named(node: ast.expr, names: Mapping[str, Any]) -> Any:
     return getattr(_named(node.value, names), node.attr, None) if isinstance(node, ast.Attribute) else None
 
 
-def _comes_from(node: ast.expr, expression: Expression) -> bool:
+def _comes_from(node: ast.expr, expression: Expression, method: Method) -> bool:
     """Whether an expression computes with nothing but lengths and attributes that are known, and figures."""
-    figures = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-    return _constants(expression) <= figures  # others may be sizes of the inputs
+    parts = [part for part in ast.walk(node) if isinstance(part, ast.Constant | ast.Name)]
+    return _constants(expression) <= {
+        method.value(part) for part in parts
+    }  # others may be sizes of the inputs
 
 
 def _in_figures(node: ast.expr, value: int, method: Method) -> tuple[ast.expr | None, int]:
