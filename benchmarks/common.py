@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import importlib.util
 import platform
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateurs.machine import surroundings
+from secateurs.planning.plan import Plan
+from secateurs.recovery import Recipe, finetune
+from secateurs.recovery.regularizer import Regularizer
 
-_PLAIN = torch.contiguous_format
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -48,19 +51,38 @@ def cifar10(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return pixels.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
 
 
-def augmented(
-    images: Tensor, labels: Tensor, batch_size: int, seed: int, layout: torch.memory_format = _PLAIN
-) -> _Augmented:
+def augmented(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> _Augmented:
     """Shuffled batches with random crops (4 pixels of padding) and flips, the same for the same seed."""
-    return _Augmented(images, labels, batch_size, seed, layout)
+    return _Augmented(images, labels, batch_size, seed)
+
+
+def finetuned(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    batch_size: int = 128,
+    teacher: nn.Module | None = None,
+    plan: Plan | None = None,
+    regularizer: Regularizer | None = None,
+) -> nn.Module:
+    """A trained copy of a network, with its last weights."""
+    tuned = copy.deepcopy(model).requires_grad_(True)
+    finetune(
+        tuned,
+        lambda seed: augmented(images, labels, batch_size, seed),
+        recipe=recipe,
+        teacher=teacher,
+        plan=plan,
+        regularizer=regularizer,
+    )
+    return tuned
 
 
 class _Augmented:
-    def __init__(
-        self, images: Tensor, labels: Tensor, batch_size: int, seed: int, layout: torch.memory_format
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
         self._images, self._labels, self._size, self._seed = images, labels, batch_size, seed
-        self._layout = layout
 
     def __len__(self) -> int:
         return len(self._images) // self._size
@@ -77,7 +99,7 @@ class _Augmented:
             batch = batch.gather(2, rows).gather(3, columns)
             flip = torch.rand(len(chosen), generator=chance) < 0.5
             batch[flip] = batch[flip].flip(3)
-            yield batch.contiguous(memory_format=self._layout), self._labels[chosen]
+            yield batch, self._labels[chosen]
 
 
 class _Block(nn.Module):

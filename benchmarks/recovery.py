@@ -27,8 +27,8 @@ from torch.nn.functional import cross_entropy
 
 import secateurs
 from benchmarks.cifar_resnet56 import top1
-from benchmarks.common import CifarVGG, arguments, augmented, cifar10, header, pretrained
-from secateurs.recovery import Recipe, finetune, repair
+from benchmarks.common import CifarVGG, arguments, cifar10, finetuned, header, pretrained
+from secateurs.recovery import Recipe, repair
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -153,7 +153,7 @@ def main() -> None:
                 recipe = Recipe(
                     epochs=epochs, lr=lr, weight_decay=5e-4, distill=0.7, precision=args.precision, seed=seed
                 )
-                tuned = finetuned(small, model, images[chosen], labels[chosen], recipe)
+                tuned = finetuned(small, images[chosen], labels[chosen], recipe, teacher=model)
                 row[f"{epochs} epochs"] = top1(tuned, *tested)
                 print(f"seed {seed}, {name}, {epochs} epochs: {row[f'{epochs} epochs']:.4f}", flush=True)
             found.setdefault(name, []).append(row)
@@ -162,17 +162,6 @@ def main() -> None:
     for name, rows in found.items():
         cells = (shown([row[column] for row in rows if column in row]) for column in columns)
         print(f"| {name} | {' | '.join(cells)} |")
-
-
-def finetuned(
-    small: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe
-) -> nn.Module:
-    """A trained copy of the smaller network; the whole one teaches. Mixed precision runs on channels last."""
-    layout = torch.contiguous_format if recipe.precision == "no" else torch.channels_last
-    tuned = copy.deepcopy(small).requires_grad_(True).to(memory_format=layout)
-    teacher = copy.deepcopy(teacher).to(memory_format=layout)
-    finetune(tuned, lambda seed: augmented(images, labels, 128, seed, layout), recipe=recipe, teacher=teacher)
-    return tuned.to(memory_format=torch.contiguous_format)
 
 
 def told(row: dict[str, float]) -> str:

@@ -2,14 +2,15 @@
 
 Every network is trained for --epochs, with a method or without. Its batch norms are re-estimated, since those
 of filters that were just set to zero are stale. Then it is cut to the same share of MACs, repaired, and
-fine-tuned for --finetune-epochs. Compare a method with the plain training that the same ranking cuts.
+fine-tuned for --finetune-epochs. Compare a method with the plain training that the same ranking cuts, and
+with "cut first", which cuts the network as it is by reconstruction error, repairs it, and spends all epochs
+on fine-tuning.
 
 Run: python -m benchmarks.sparsity_training [--epochs 2] [--finetune-epochs 1] [--images 4000] [--seeds 1]
 """
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 import secateurs
 from benchmarks.cifar_resnet56 import top1
-from benchmarks.common import arguments, augmented, cifar10, header, pretrained
+from benchmarks.common import arguments, cifar10, finetuned, header, pretrained
 from secateurs.errors import BudgetError
-from secateurs.recovery import Recipe, finetune, repair
+from secateurs.recovery import Recipe, repair
 from secateurs.recovery.batch_norm import norms_of, reestimate
 from secateurs.recovery.sparsify import METHODS, Sparsifier, sparsifier
 
@@ -41,6 +42,10 @@ class Row:
     repaired: list[float] = field(default_factory=list)
     tuned: list[float] = field(default_factory=list)
     macs: list[float] = field(default_factory=list)
+
+    def told(self) -> str:
+        """The accuracies of the last seed in one line."""
+        return f"{self.cut[-1]:.4f} cut, {self.repaired[-1]:.4f} repaired, {self.tuned[-1]:.4f} tuned"
 
     def cells(self) -> list[str]:
         """Means, with the standard deviation where there are several seeds."""
@@ -73,7 +78,7 @@ def main() -> None:
     header(f"CIFAR-10 ResNet-20: {args.epochs} epochs for sparsity, {args.macs:g} of the MACs, "
            f"{args.finetune_epochs} epochs after; {args.images} images an epoch")  # fmt: skip
     images, labels = (part[: args.images] for part in cifar10(args.data, "train"))
-    test = tuple(part[: args.test_images] for part in cifar10(args.data, "test"))
+    test: tuple[Tensor, ...] = tuple(part[: args.test_images] for part in cifar10(args.data, "test"))
     base = pretrained(args.data, 20)
     graph = secateurs.trace(base, images[:2])
     print(f"before: top-1 {top1(base, *test):.4f} on {len(test[1])} test images")
@@ -85,6 +90,8 @@ def main() -> None:
     ways += [(name, kind, [(kind.criterion, kind.scope)]) for name, kind in methods.items()]
     rows: dict[tuple[str, str, str], Row] = {}
     for seed in range(args.seeds):
+        first = rows.setdefault(("cut first", "reconstruction", "shares by error"), Row())
+        cut_first(first, base, graph, images, labels, test, args, seed)
         for name, method, cuts in ways:
             started = time.perf_counter()
             model = trained(base, images, labels, args, args.epochs, seed, method)
@@ -96,20 +103,50 @@ def main() -> None:
                 row = rows.setdefault((name, criterion, scope), Row())
                 scores = secateurs.score(model, graph, criterion)
                 plan = secateurs.plan(graph, scores, secateurs.Budget(macs=args.macs), scope=scope)
-                smaller = secateurs.apply(model, plan)
-                row.trained.append(accuracy)
-                row.macs.append(plan.after.macs / plan.before.macs)
-                row.cut.append(top1(smaller, *test))
-                repair(model, smaller, plan, images[: args.repair_images].split(100), how=args.repair)
-                row.repaired.append(top1(smaller, *test))
+                smaller = cut_and_repaired(row, model, plan, images, test, args)
                 tuned = trained(smaller, images, labels, args, args.finetune_epochs, seed, None)
+                row.trained.append(accuracy)
                 row.tuned.append(top1(tuned, *test))
-                print(f"  {criterion}, {scope}: {row.cut[-1]:.4f} cut, {row.repaired[-1]:.4f} repaired, "
-                      f"{row.tuned[-1]:.4f} tuned", flush=True)  # fmt: skip
+                print(f"  {criterion}, {scope}: {row.told()}", flush=True)
     print("\n| method | ranking | MACs | before the cut | right after | repaired | fine-tuned |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for (name, criterion, scope), row in sorted(rows.items(), key=lambda item: item[0][1:]):
         print(f"| {name} | {criterion}, {scope} | {' | '.join(row.cells())} |")
+
+
+def cut_first(
+    row: Row,
+    base: nn.Module,
+    graph: secateurs.Graph,
+    images: Tensor,
+    labels: Tensor,
+    test: tuple[Tensor, ...],
+    args: Any,
+    seed: int,
+) -> None:
+    """Cut by reconstruction error, repair, then fine-tune for as many epochs as the others get in all."""
+    some = [(part, torch.zeros(len(part)).long()) for part in images[: args.repair_images].split(100)]
+    scores = secateurs.score(base, graph, "reconstruction", data=some)
+    budget = secateurs.Budget(macs=args.macs)
+    skip = ["conv1"]  # a residual stream keeps its width
+    plan = secateurs.plan(graph, scores, budget, scope="local", allocation="error", skip=skip)
+    smaller = cut_and_repaired(row, base, plan, images, test, args)
+    epochs = args.epochs + args.finetune_epochs
+    row.trained.append(top1(base, *test))
+    row.tuned.append(top1(trained(smaller, images, labels, args, epochs, seed, None), *test))
+    print(f"seed {seed}, cut first: {row.told()}", flush=True)
+
+
+def cut_and_repaired(
+    row: Row, model: nn.Module, plan: secateurs.Plan, images: Tensor, test: tuple[Tensor, ...], args: Any
+) -> nn.Module:
+    """The smaller network; the row learns how accurate it is before and after the repair."""
+    smaller = secateurs.apply(model, plan)
+    row.macs.append(plan.after.macs / plan.before.macs)
+    row.cut.append(top1(smaller, *test))
+    repair(model, smaller, plan, images[: args.repair_images].split(100), how=args.repair)
+    row.repaired.append(top1(smaller, *test))
+    return smaller
 
 
 def method_for(name: str, graph: secateurs.Graph, model: nn.Module, args: Any) -> Sparsifier:
@@ -148,7 +185,6 @@ def trained(
     method: Sparsifier | None,
 ) -> nn.Module:
     """A copy of the model, trained; the last weights."""
-    model = copy.deepcopy(model)
     recipe = Recipe(
         epochs=epochs,
         lr=args.lr,
@@ -158,13 +194,7 @@ def trained(
         precision=args.precision,
         seed=seed,
     )
-    finetune(
-        model,
-        lambda key: augmented(images, labels, args.batch_size, key),
-        recipe=recipe,
-        regularizer=method,
-    )
-    return model
+    return finetuned(model, images, labels, recipe, batch_size=args.batch_size, regularizer=method)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,15 @@ Precision = Annotated[
     str | None,
     typer.Option(help="Mixed precision: bf16, fp16 or no.", show_default="no", rich_help_panel=_TRAINING),
 ]
+ChannelsLast = Annotated[
+    bool | None,
+    typer.Option(
+        "--channels-last/--no-channels-last",
+        help="Memory layout of images in training.",
+        show_default="where it is faster",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Mixup = Annotated[
     float, typer.Option(help="Alpha of the samples that are mixed; 0 for none.", rich_help_panel=_TRAINING)
 ]

@@ -35,6 +35,7 @@ def recover(
     freeze_bn: common.FreezeBn = False,
     accumulate: common.Accumulate = 1,
     precision: common.Precision = None,
+    channels_last: common.ChannelsLast = None,
     mixup: common.Mixup = 0.0,
     ema: common.Ema = 0.0,
     patience: common.Patience = None,

@@ -60,6 +60,7 @@ def sparsify(
     freeze_bn: common.FreezeBn = False,
     accumulate: common.Accumulate = 1,
     precision: common.Precision = None,
+    channels_last: common.ChannelsLast = None,
     mixup: common.Mixup = 0.0,
     batch_size: common.BatchSize = 32,
     workers: common.Workers = 0,

@@ -42,6 +42,7 @@ def train(
     freeze_bn: common.FreezeBn = False,
     accumulate: common.Accumulate = 1,
     precision: common.Precision = None,
+    channels_last: common.ChannelsLast = None,
     mixup: common.Mixup = 0.0,
     ema: common.Ema = 0.0,
     patience: common.Patience = None,

@@ -16,6 +16,7 @@ from secateurs.errors import TrainingError, TrainingStoppedError
 from secateurs.progress import Checkpoint, Event, Observer, derive_seed
 from secateurs.recovery.average import Average
 from secateurs.recovery.batches import Batch, drawn_apart, gathered
+from secateurs.recovery.channels_last import ChannelsLast
 from secateurs.recovery.distill import Lessons
 from secateurs.recovery.history import Epoch, History
 from secateurs.recovery.losses import LossFunction, Validation, evaluated, loss_on
@@ -78,6 +79,7 @@ class Loop:
             model, optimizer, average=self.average, regularizer=regularizer, scaler=engine.scaler
         )
         self.history: History | None = None
+        self.layout = ChannelsLast(recipe.channels_last, engine)
         self._saved_at = time.monotonic()
 
     def run(self, batches: Batches | Callable[[int], Batches], validation: Validation | None) -> History:
@@ -99,6 +101,7 @@ class Loop:
             error.history = self.history
             raise
         finally:
+            self.layout.undo()
             self.model.load_state_dict(self.snapshot.best)
         return place.history
 
@@ -146,7 +149,8 @@ class Loop:
                     skipped += len(some)
                     continue
                 done = place.epoch - 1 + (place.batches / count if count else 0)
-                with memory_told(max(map(len, some)), place.epoch):
+                self._lay_out(some[0])
+                with memory_told(max(map(len, some)), place.epoch), self.layout.blamed():
                     loss, samples = self._step(some, place, seed, done)
                 place = place.after(len(some), loss * samples, samples)
                 self._tell_step(place, count, loss, done)
@@ -155,6 +159,11 @@ class Loop:
         if place.samples == 0:
             raise TrainingError("the training data gave no batch")
         return place
+
+    def _lay_out(self, batch: Batch) -> None:
+        """Before the first step: how the networks lie in memory."""
+        teacher = self.lessons.teacher if self.lessons else None
+        self.layout.choose(batch.inputs, self.model, teacher, self.plain_optimizer)
 
     def _step(self, some: list[Batch], place: Place, seed: int, done: float) -> tuple[float, int]:
         """One step of the optimizer; gives the mean loss and the samples of all processes."""

@@ -37,6 +37,9 @@ class Recipe:
         accumulate: Batches whose gradients make one step of the optimizer, 1 or more.
         precision: ``"bf16"`` or ``"fp16"`` for mixed precision, ``"no"`` for none; ``None`` for what
             ``accelerate launch`` says, else none.
+        channels_last: Whether convolutions of images run with this memory layout, which changes speed and
+            rounding; ``None`` for where it is faster and the model runs so, see
+            :class:`~secateurs.recovery.channels_last.ChannelsLast`.
         mixup: 0, or the ``alpha`` of the Beta distribution that says how far samples are mixed with others.
         ema: 0, or the decay of a running average of the weights, which is what is measured and kept.
         patience: Epochs without a better validation after which training stops; ``None`` for never.
@@ -72,6 +75,7 @@ class Recipe:
     freeze_bn: bool = False
     accumulate: int = 1
     precision: str | None = None
+    channels_last: bool | None = None
     mixup: float = 0.0
     ema: float = 0.0
     patience: int | None = None
