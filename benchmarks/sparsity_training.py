@@ -24,7 +24,7 @@ from benchmarks.cifar_resnet56 import top1
 from benchmarks.common import arguments, cifar10, finetuned, header, pretrained
 from secateurs.errors import BudgetError
 from secateurs.recovery import Recipe, repair
-from secateurs.recovery.batch_norm import norms_of, reestimate
+from secateurs.recovery.batch_norm import reestimate
 from secateurs.recovery.sparsify import METHODS, Sparsifier, sparsifier
 
 # How far the pull alone would take what it acts on over the whole training: a scale of a batch norm by 0.4, a
@@ -95,8 +95,7 @@ def main() -> None:
         for name, method, cuts in ways:
             started = time.perf_counter()
             model = trained(base, images, labels, args, args.epochs, seed, method)
-            norms = norms_of(model, model.buffers()).values()
-            reestimate(model, norms, images[: args.repair_images].split(100))
+            reestimate(model, model.buffers(), images[: args.repair_images].split(100))
             accuracy, seconds = top1(model, *test), time.perf_counter() - started
             print(f"seed {seed}, {name}: {accuracy:.4f} after {seconds:.0f} s", flush=True)
             for criterion, scope in cuts:

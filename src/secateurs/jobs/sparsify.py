@@ -25,7 +25,7 @@ from secateurs.jobs.workplace import (
 )
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
 from secateurs.recovery import finetune
-from secateurs.recovery.batch_norm import norms_of, reestimate
+from secateurs.recovery.batch_norm import reestimate
 from secateurs.recovery.sparsify import Growing, SoftPruning, Sparsifier, check_options, sparsifier
 from secateurs.runs import Run
 
@@ -164,6 +164,6 @@ def _settle(job: Job, model: nn.Module) -> float:
     """Statistics of batch norms as the filters are now, not as before the last were set to zero."""
     job.doing("re-estimate the batch norms behind what was set to zero")
     inputs = (images.to(job.device) for images, _ in job.ranking_batches(NORM_IMAGES))
-    reestimate(model, norms_of(model, model.buffers()).values(), inputs)
+    reestimate(model, model.buffers(), inputs)
     accuracy: float = top1(model, job.validation_batches())["accuracy"]
     return accuracy

@@ -2,97 +2,116 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from secateurs.errors import TrainingError
-from secateurs.graph.copying import modules_of
 from secateurs.graph.running import Inputs, call_model, modes_kept
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
-def norms_of(model: nn.Module, means: Iterable[Tensor]) -> dict[str, _BatchNorm]:
-    """The batch norms of a model, of any variant, that hold one of these running means; by name."""
-    wanted = {id(mean) for mean in means}
-    return {
-        name: module
-        for name, module in modules_of(model)
-        if isinstance(module, _BatchNorm) and id(module.running_mean) in wanted
-    }
+_OPTIONS = ("training", "momentum", "eps")
+_ARGUMENTS = {
+    functional.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", *_OPTIONS),
+    torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", *_OPTIONS),
+}
 
 
 def reestimate(
     model: nn.Module,
-    norms: Iterable[_BatchNorm],
+    means: Iterable[Tensor],
     batches: Iterable[Inputs],
     accelerator: Accelerator | None = None,
-) -> None:
+) -> list[Tensor]:
     """Give batch norms the mean and variance of what they see, as cumulative averages over all batches.
 
-    They normalise by each batch meanwhile, as in training; everything else evaluates.
+    They normalise by each batch meanwhile, as in training; everything else evaluates. Any module counts that
+    calls ``torch.nn.functional.batch_norm``, torch's own or another.
 
     Args:
         model: The model.
-        norms: Those of its batch norms that are to change.
+        means: The running means of the batch norms that are to change; other tensors do no harm.
         batches: Inputs, where the model is.
         accelerator: Its processes share their averages.
+
+    Returns:
+        Those of the means that were changed, in the order in which the forward pass uses them.
 
     Raises:
         TrainingError: A batch is too small to have a variance.
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
-        >>> reestimate(norm, [norm], [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
-        >>> norm.running_mean.item(), norm.running_var.item(), norm.momentum
-        (4.0, 2.0, 0.1)
+        >>> batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])]
+        >>> _ = reestimate(norm, norm.buffers(), batches)
+        >>> norm.running_mean.item(), norm.running_var.item()
+        (4.0, 2.0)
     """
-    chosen = list(norms)
-    with modes_kept(model), torch.no_grad(), _cumulative(chosen):
+    seen = _Statistics(means)
+    with modes_kept(model), torch.no_grad():
         model.eval()
-        for norm in chosen:
-            norm.train()
-        count = 0
         for inputs in batches:
-            try:
+            with seen:
                 call_model(model, inputs)
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise TrainingError(
-                    "a batch of one value for each channel has no variance", fix="pass larger batches"
-                ) from error
-            count += 1
+    for average in seen.averages.values():
+        average.write(accelerator)
+    return [average.mean for average in seen.averages.values()]
+
+
+class _Average:
+    """The statistics of one batch norm: sums over its calls of the mean and the variance of each."""
+
+    def __init__(self, mean: Tensor, var: Tensor) -> None:
+        self.mean, self.var, self.calls = mean, var, 0
+        self.sums = torch.zeros(2, len(mean), dtype=torch.float64, device=mean.device)
+
+    def add(self, values: Tensor) -> None:
+        """Take in what a call normalises; ``(N, C, ...)``."""
+        each = values.movedim(1, 0).flatten(1)
+        if each.shape[1] < 2:
+            raise TrainingError(
+                "a batch of one value for each channel has no variance", fix="pass larger batches"
+            )
+        var, mean = torch.var_mean(each.to(torch.promote_types(each.dtype, torch.float32)), dim=1)
+        self.sums += torch.stack([mean, var])
+        self.calls += 1
+
+    def write(self, accelerator: Accelerator | None) -> None:
+        """Set the running statistics to the averages over all calls, of all processes."""
+        both = torch.cat([self.sums.flatten(), self.sums.new_tensor([self.calls])])
         if accelerator is not None and accelerator.num_processes > 1:
-            _share(chosen, count, accelerator)
-
-
-@contextlib.contextmanager
-def _cumulative(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Averages over all batches alike instead of the last ones; momentum and count are put back."""
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    zero = torch.zeros((), dtype=torch.long)
-    try:
-        for norm in norms:
-            norm.momentum = None
-            norm.num_batches_tracked = zero.clone()
-        yield
-    finally:
-        for norm, (momentum, counted) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counted
-
-
-def _share(norms: list[_BatchNorm], count: int, accelerator: Accelerator) -> None:
-    """The averages over the batches of all processes."""
-    for norm in norms:
-        for average in (norm.running_mean, norm.running_var):
-            assert average is not None
-            both = torch.cat([average.double() * count, average.new_tensor([count]).double()])
             both = accelerator.reduce(both, "sum")
-            average.copy_(both[:-1] / both[-1])
+        mean, var = (both[:-1] / both[-1]).view(2, -1)
+        self.mean.copy_(mean)
+        self.var.copy_(var)
+
+
+class _Statistics(TorchFunctionMode):
+    """Meanwhile batch norms with some running means normalise by what they see, and it is averaged."""
+
+    def __init__(self, means: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._wanted = {id(mean): mean for mean in means}  # kept, so that no other tensor gets their ids
+        self.averages: dict[int, _Average] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        names = _ARGUMENTS.get(func)
+        if names is None:
+            return func(*args, **given)
+        call = {"eps": 1e-5} | dict(zip(names, args, strict=False)) | given
+        mean = call.get("running_mean")
+        if mean is None or id(mean) not in self._wanted:
+            return func(*args, **given)
+        self.averages.setdefault(id(mean), _Average(mean, call["running_var"])).add(call["input"])
+        return functional.batch_norm(
+            call["input"], None, None, call.get("weight"), call.get("bias"), training=True, eps=call["eps"]
+        )

@@ -17,7 +17,7 @@ from secateurs.graph.copying import tensors_of
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
-from secateurs.recovery.batch_norm import norms_of, reestimate
+from secateurs.recovery.batch_norm import reestimate
 from secateurs.recovery.fitting import Equations, Fit, Solution, correct, write
 from secateurs.recovery.layout import Layout, lay_out
 from secateurs.recovery.passes import SuspendedPass
@@ -182,10 +182,10 @@ class _Repairing:
 
     def statistics(self, layout: Layout) -> list[Repaired]:
         """Batch-norm re-estimation."""
-        norms = norms_of(self.smaller, layout.norms)
-        reestimate(self.smaller, norms.values(), self.inputs, self.accelerator)
-        self.peak = sum(2 * 8 * norm.num_features for norm in norms.values())
-        return [Repaired(name=f"{name}.running_mean", what="statistics") for name in norms]
+        means = reestimate(self.smaller, layout.norms, self.inputs, self.accelerator)
+        self.peak = sum(2 * 8 * len(mean) for mean in means)
+        names = {id(tensor): name for name, tensor in tensors_of(self.smaller).items()}
+        return [Repaired(name=names[id(mean)], what="statistics") for mean in means]
 
     def fit(self, layout: Layout, ridge: float) -> list[Repaired]:
         """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
