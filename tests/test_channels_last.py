@@ -1,4 +1,4 @@
-"""The memory layout of training: faster where a model runs with it, and never seen from outside."""
+"""The memory layout of images: channels last where a model runs with it, and never seen from outside."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+import secateurs
+from secateurs.channels_last import ChannelsLast
 from secateurs.errors import TrainingError
+from secateurs.measure.accuracy import accuracy
 from secateurs.progress import State
 from secateurs.recovery import Recipe, finetune
 from test_finetune import Memory
@@ -44,12 +48,12 @@ def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 3, 8, 8, generator=chance), torch.arange(8) % 2) for _ in range(count)]
 
 
-def layouts(model: nn.Module) -> list[bool]:
-    """For each batch of a training that follows: whether its maps lay channels last."""
+def layouts(model: nn.Module, *, of_training: bool = True) -> list[bool]:
+    """For each batch of what follows: whether its maps lay channels last."""
     seen: list[bool] = []
 
     def see(_: nn.Module, inputs: Any, maps: Tensor) -> None:
-        if model.training:
+        if model.training or not of_training:
             seen.append(maps.is_contiguous(memory_format=_LAST))
 
     next(each for each in model.modules() if isinstance(each, nn.Conv2d)).register_forward_hook(see)
@@ -134,6 +138,70 @@ def test_a_resumed_run_ends_with_the_same_bits(changes: dict[str, Any]) -> None:
         resumed = net()
         finetune(resumed, batches(), recipe=recipe, checkpoint=Memory(_as_read_from_a_file(state)))
         assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "apoz", "reconstruction", "fisher", "taylor-2019"])
+def test_importances_are_the_same_in_either_layout(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net().double()
+    graph = secateurs.trace(model, torch.zeros(2, 3, 8, 8).double())
+    data = [(inputs.double(), targets) for inputs, targets in batches()]
+    seen = layouts(model, of_training=False)
+    found = []
+    for is_faster in (True, False):
+        monkeypatch.setattr(ChannelsLast, "_is_faster", lambda _, on=is_faster: on)
+        seen.clear()
+        found.append(secateurs.score(model, graph, criterion, data=data, loss_fn=cross_entropy))
+        assert seen[-1] is is_faster and (any(seen) is is_faster)
+    for group in graph.groups:
+        one, other = (each[group.name] for each in found)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_accuracy_is_measured_channels_last_also_where_it_fails() -> None:
+    model, data = net(), batches()
+    seen = layouts(model, of_training=False)
+    found = accuracy(model, data)
+    assert all(seen) and found.count == 24
+    with pytest.raises(IndexError):
+        accuracy(model, [*data, (data[0][0], torch.full((8,), 7))])  # there are two classes
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_a_model_that_looks_at_the_layout_is_measured_as_it_is() -> None:
+    model, data = net(Viewing), batches()
+    graph = secateurs.trace(model, data[0][0])
+    assert accuracy(model, data).count == 24
+    assert len(secateurs.score(model, graph, "taylor", data=data, loss_fn=cross_entropy)["conv"]) == 4
+
+
+@pytest.mark.parametrize("how", ["a view", "other processes"])
+def test_memory_that_is_shared_stays_where_it_is(how: str) -> None:
+    """A kernel that something else looks at: training it elsewhere would part the two."""
+    model = net()
+    kernel = _kernels(model)[0]
+    if how == "a view":
+        model.register_buffer("seen", kernel.data.view(-1))
+    else:
+        kernel.share_memory_()
+    memory, before = kernel.data, kernel.detach().clone()
+    finetune(model, batches(), recipe=Recipe(epochs=1, lr=0.1))
+    assert not torch.equal(memory, before) and torch.equal(memory, kernel)
+
+
+def test_kernels_come_back_to_the_memory_that_they_had() -> None:
+    model = net()
+    before = [(kernel.data_ptr(), kernel.data) for kernel in _kernels(model)]
+    finetune(model, batches(), recipe=Recipe(epochs=1, lr=0.1))
+    assert [(kernel.data_ptr()) for kernel in _kernels(model)] == [place for place, _ in before]
+    assert all(map(torch.equal, _kernels(model), (memory for _, memory in before)))
+
+
+def test_a_compiled_model_stays_as_it_is() -> None:
+    model = torch.compile(net(), backend="eager")
+    with ChannelsLast(torch.device("cpu")) as layout:
+        assert layout.choose(batches()[0][0], model) is None
+        assert not layout.is_on
 
 
 def _kernels(model: nn.Module) -> list[Tensor]:

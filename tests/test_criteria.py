@@ -418,6 +418,25 @@ def test_scoring_runs_in_evaluation_mode(traced_in_training: bool) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "apoz", "reconstruction", "thinet", "obd"])
+def test_hooks_of_the_user_run_and_make_no_difference(criterion: str) -> None:
+    """They call torch functions, which are none of the model's own; one removes itself."""
+    model = build(models.PlainVgg)
+    data = batches(examples(model), [6, 6])
+    expected = scored(model, criterion, data)
+    seen: list[Any] = []
+    for layer in (model.conv1, model.fc1):
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0] + 1).mean()))
+        layer.register_forward_hook(
+            lambda _, inputs, options, out: seen.append(out.relu().sum()), with_kwargs=True
+        )
+    once = model.bn1.register_forward_hook(lambda _, inputs, out: (seen.append(out.sum()), once.remove())[0])
+    found = scored(model, criterion, data)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert seen and not model.bn1._forward_hooks
+    assert len(model.conv1._forward_hooks) == 1
+
+
 # -- no trace, in three modes ---------------------------------------------------------------------
 
 

@@ -391,6 +391,19 @@ def test_batch_norms_behind_the_cut_are_estimated_anew_and_no_others() -> None:
     assert small.bn2.momentum == 0.1 and not any(module.training for module in small.modules())
 
 
+@pytest.mark.parametrize("how", ["batch-norm", "compensate", "reconstruct"])
+def test_hooks_of_the_user_run_and_make_no_difference(how: str) -> None:
+    model, small, plan, inputs = prepared("inside a block")
+    expected = secateurs.apply(model, plan)
+    repair(model, expected, plan, [inputs], how=how)
+    seen: list[Tensor] = []
+    for network in (model, small):
+        network.get_submodule("conv1").register_forward_hook(lambda _, x, out: seen.append(out.relu().sum()))
+    done = repair(model, small, plan, [inputs], how=how)
+    assert seen and done.layers
+    assert all(map(torch.equal, expected.state_dict().values(), small.state_dict().values()))
+
+
 def test_a_network_without_batch_norm_is_left_alone() -> None:
     model, small, plan, inputs = prepared("linear")
     before = [tensor.clone() for tensor in small.state_dict().values()]

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateurs.criteria.observed import EXAMPLES_FIRST, Layout, Reading, UnitIndex
 from secateurs.errors import ScoreError
 from secateurs.graph.calls import is_numbered
+from secateurs.graph.copying import foreign_hooks_unseen
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.groups import NO_UNIT, Graph, UnitRead
 from secateurs.graph.running import attention_as_written, frozen, modes_kept
@@ -146,6 +147,7 @@ def scoring_mode(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
     with (
         modes_kept(model),
         frozen(model),
+        foreign_hooks_unseen(model),
         attention_as_written(),
         attention_written_out(model),
         torch.set_grad_enabled(gradients),

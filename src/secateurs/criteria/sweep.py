@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.channels_last import ChannelsLast
 from secateurs.criteria.batches import LossFunction, batch_on
 from secateurs.criteria.layouts import find_layouts
 from secateurs.criteria.observed import Batch, Reading
@@ -46,9 +47,10 @@ def sweep(
         criterion.start(graph, device)
     passes = _Passes(model, graph, criteria, loss_fn, device)
     seen = torch.zeros((), dtype=torch.float64, device=device)
-    with scoring_mode(model, gradients=any(needs_loss(criterion) for criterion in criteria)):
+    gradients = any(needs_loss(criterion) for criterion in criteria)
+    with scoring_mode(model, gradients=gradients), ChannelsLast(device) as layout:
         for item in data:
-            seen += passes.run(item)
+            seen += passes.run(item, layout)
     add_up(seen)
     if not seen:
         raise ScoreError("the data has no batches", fix="pass a loader that yields (inputs, targets)")
@@ -90,9 +92,10 @@ class _Passes:
 
         return tell
 
-    def run(self, item: Any) -> int:
+    def run(self, item: Any, layout: ChannelsLast) -> int:
         """One batch; gives its number of examples."""
         inputs, targets, examples = batch_on(item, self._device, labelled=self._needs_loss)
+        layout.choose(inputs, self._model)
         if examples > 1 and not self._knows_layouts:
             self._gates.layouts = find_layouts(self._model, self._graph, self._device, inputs, examples)
             self._knows_layouts = True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType
 from typing import Any
 
@@ -57,15 +58,44 @@ def drop_foreign_hooks(model: nn.Module) -> None:
     The hooks of torch (weight norm) and of the installed library that a module's class comes from (hidden
     states that are captured) belong to it. All others are the user's, who does not expect them to be called.
     """
+    for hooks, key in _foreign_hooks(model):
+        del hooks[key]
+
+
+@contextlib.contextmanager
+def foreign_hooks_unseen(*models: nn.Module) -> Iterator[None]:
+    """The user's hooks run as ever, but torch functions that they call show in no torch function mode.
+
+    A trace runs without them, so that its numbers of calls count the model's own calls alone.
+    """
+    found = [(hooks, key, hooks[key]) for model in models for hooks, key in _foreign_hooks(model)]
+    try:
+        for hooks, key, hook in found:
+            hooks[key] = _unseen(hook)
+        yield
+    finally:
+        for hooks, key, hook in found:
+            if key in hooks:  # a hook may remove itself
+                hooks[key] = hook
+
+
+def _unseen(hook: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return hook(*args, **kwargs)
+
+    return call
+
+
+def _foreign_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int]]:
+    """The tables of hooks that hold hooks of the user, each with a key of one."""
     modules = [module for _, module in modules_of(model)]
     hooked = [hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks) if hooks]
-    if hooked:
-        classes = {_package(type(module)) for module in modules}
-        packages = {"torch", *(package for package in classes if _is_installed(package))}
-        for hooks in hooked:
-            for key, hook in list(hooks.items()):
-                if _package(hook) not in packages:
-                    del hooks[key]
+    if not hooked:
+        return []
+    classes = {_package(type(module)) for module in modules}
+    packages = {"torch", *(package for package in classes if _is_installed(package))}
+    return [(hooks, key) for hooks in hooked for key, hook in hooks.items() if _package(hook) not in packages]
 
 
 def _package(thing: Any) -> str:

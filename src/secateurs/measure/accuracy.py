@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map_only
 
+from secateurs.channels_last import ChannelsLast
 from secateurs.errors import DataError
 from secateurs.graph.running import call_model, modes_kept
 
@@ -48,12 +49,13 @@ def accuracy(model: nn.Module, batches: Iterable[Any], device: torch.device | st
         >>> accuracy(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 0]))]).count
         3
     """
-    place = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    place = torch.device(device or next((each.device for each in model.parameters()), "cpu"))
     right, loss, count = 0, 0.0, 0
-    with modes_kept(model), torch.no_grad():
+    with modes_kept(model), torch.no_grad(), ChannelsLast(place) as layout:
         model.eval()
         for inputs, labels in batches:
             there, targets = tree_map_only(Tensor, lambda tensor: tensor.to(place), (inputs, labels))
+            layout.choose(there, model)
             scores = _scores(call_model(model, there))
             right += int((scores.argmax(1) == targets).sum())
             loss += float(cross_entropy(scores.float(), targets, reduction="sum"))

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from secateurs.channels_last import ChannelsLast
 from secateurs.errors import TrainingError, TrainingStoppedError
 from secateurs.progress import Checkpoint, Event, Observer, derive_seed
 from secateurs.recovery.average import Average
 from secateurs.recovery.batches import Batch, drawn_apart, gathered
-from secateurs.recovery.channels_last import ChannelsLast
 from secateurs.recovery.distill import Lessons
 from secateurs.recovery.history import Epoch, History
 from secateurs.recovery.losses import LossFunction, Validation, evaluated, loss_on
@@ -31,7 +31,7 @@ from secateurs.recovery.surroundings import (
     training_mode,
     weights_of,
 )
-from secateurs.recovery.trouble import check_collapse, check_finite, memory_told
+from secateurs.recovery.trouble import check_collapse, check_finite, layout_told, memory_told
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,30 +79,33 @@ class Loop:
             model, optimizer, average=self.average, regularizer=regularizer, scaler=engine.scaler
         )
         self.history: History | None = None
-        self.layout = ChannelsLast(recipe.channels_last, engine)
+        self.layout = ChannelsLast(engine.device, recipe.channels_last, engine.autocast)
         self._saved_at = time.monotonic()
 
     def run(self, batches: Batches | Callable[[int], Batches], validation: Validation | None) -> History:
         """All epochs that are not over, from where the checkpoint is; the best weights are put back."""
         try:
-            if self.regularizer is not None:
-                self.regularizer.start(self.model)
-            state = self.checkpoint.load() if self.checkpoint else None
-            if state is None:
-                place = Place(history=History(start=evaluated(self.model, validation, self.engine)))
-            else:
-                place = self.snapshot.restore(state)
-            self.history = place.history
-            if self.regularizer is None:
-                check_collapse(self.history, self.recipe)  # a resumed run stops where it had stopped
-            while place.epoch <= self.recipe.epochs and not place.history.is_over(self.recipe.patience):
-                place = self._epoch(place, batches, validation)
+            with self.layout:
+                return self._run(batches, validation)
         except TrainingStoppedError as error:
             error.history = self.history
             raise
         finally:
-            self.layout.undo()
             self.model.load_state_dict(self.snapshot.best)
+
+    def _run(self, batches: Batches | Callable[[int], Batches], validation: Validation | None) -> History:
+        if self.regularizer is not None:
+            self.regularizer.start(self.model)
+        state = self.checkpoint.load() if self.checkpoint else None
+        if state is None:
+            place = Place(history=History(start=evaluated(self.model, validation, self.engine)))
+        else:
+            place = self.snapshot.restore(state)
+        self.history = place.history
+        if self.regularizer is None:
+            check_collapse(self.history, self.recipe)  # a resumed run stops where it had stopped
+        while place.epoch <= self.recipe.epochs and not place.history.is_over(self.recipe.patience):
+            place = self._epoch(place, batches, validation)
         return place.history
 
     def _epoch(
@@ -150,7 +153,7 @@ class Loop:
                     continue
                 done = place.epoch - 1 + (place.batches / count if count else 0)
                 self._lay_out(some[0])
-                with memory_told(max(map(len, some)), place.epoch), self.layout.blamed():
+                with memory_told(max(map(len, some)), place.epoch), layout_told(self.layout):
                     loss, samples = self._step(some, place, seed, done)
                 place = place.after(len(some), loss * samples, samples)
                 self._tell_step(place, count, loss, done)
@@ -162,8 +165,17 @@ class Loop:
 
     def _lay_out(self, batch: Batch) -> None:
         """Before the first step: how the networks lie in memory."""
-        teacher = self.lessons.teacher if self.lessons else None
-        self.layout.choose(batch.inputs, self.model, teacher, self.plain_optimizer)
+        if not self.layout.is_open:
+            return
+        networks = [self.model, *([self.lessons.teacher] if self.lessons else [])]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        refused = self.layout.choose(batch.inputs, *networks, trained=trained)
+        if refused is not None and self.recipe.channels_last:
+            raise TrainingError(
+                f"the model does not run with channels last: {refused}", fix="Recipe(channels_last=False)"
+            ) from refused
+        for kept in self.plain_optimizer.state.values():
+            kept |= self.layout.lay_out(kept)
 
     def _step(self, some: list[Batch], place: Place, seed: int, done: float) -> tuple[float, int]:
         """One step of the optimizer; gives the mean loss and the samples of all processes."""

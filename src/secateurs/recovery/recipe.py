@@ -39,7 +39,7 @@ class Recipe:
             ``accelerate launch`` says, else none.
         channels_last: Whether convolutions of images run with this memory layout, which changes speed and
             rounding; ``None`` for where it is faster and the model runs so, see
-            :class:`~secateurs.recovery.channels_last.ChannelsLast`.
+            :class:`~secateurs.channels_last.ChannelsLast`.
         mixup: 0, or the ``alpha`` of the Beta distribution that says how far samples are mixed with others.
         ema: 0, or the decay of a running average of the weights, which is what is measured and kept.
         patience: Epochs without a better validation after which training stops; ``None`` for never.

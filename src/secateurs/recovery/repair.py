@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateurs.errors import TrainingError, UnknownNameError
-from secateurs.graph.copying import tensors_of
+from secateurs.graph.copying import foreign_hooks_unseen, tensors_of
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
@@ -304,6 +304,7 @@ def _undisturbed(model: nn.Module, smaller: nn.Module) -> Iterator[None]:
     kept = {name: tensor.detach().clone() for name, tensor in tensors_of(smaller).items()}
     with (
         modes_kept(model, smaller),
+        foreign_hooks_unseen(model, smaller),
         attention_as_written(),
         attention_written_out(model),
         attention_written_out(smaller),

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import torch
 
-from secateurs.errors import TrainingStoppedError
+from secateurs.channels_last import ChannelsLast
+from secateurs.errors import TrainingError, TrainingStoppedError
 from secateurs.recovery.history import History
 from secateurs.recovery.recipe import Recipe
 
 _KEPT = "the model keeps the best weights that it had before"
 _COLLAPSED = 0.5  # of the score before training: no good learning rate loses half of it for long
+_REFUSED = "view size is not compatible"  # torch's words
 _WAIT = 3  # epochs at least before a collapse counts as one, and a quarter of them all
 
 
@@ -83,6 +85,24 @@ def memory_told(size: int, epoch: int) -> Iterator[None]:
         raise TrainingStoppedError(
             f"out of memory in epoch {epoch} with a batch of {size}; {_KEPT}",
             fix=f"batches of {half} and Recipe(accumulate=2): the steps stay the same",
+        ) from error
+
+
+@contextlib.contextmanager
+def layout_told(layout: ChannelsLast) -> Iterator[None]:
+    """An error that says what to do where a step finds what the trial did not: `view` refuses a layout.
+
+    Raises:
+        TrainingError: The model does not train with channels last.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (layout.is_on and _REFUSED in str(error)):
+            raise
+        raise TrainingError(
+            f"in training mode the model does not run with channels last: {error}",
+            fix="Recipe(channels_last=False)",
         ) from error
 
 
