@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from secateurs.errors import SecateursError, TrainingError, UnknownNameError
 from secateurs.progress import Event, State
 from secateurs.recovery import Epoch, History, Recipe, finetune
+from toy import OwnNorm
 
 
 class NormAndDropout(nn.Module):
@@ -201,6 +202,15 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
         assert torch.equal(model.norm.running_mean, before)  # type: ignore[arg-type]
     finetune(model.requires_grad_(True), batches(), recipe=Recipe(epochs=1))
     assert not torch.equal(model.norm.running_mean, before)  # type: ignore[arg-type]
+
+
+def test_a_frozen_norm_of_ones_own_keeps_its_statistics() -> None:
+    model = network()
+    model.norm = OwnNorm(16)
+    finetune(model, batches(), recipe=Recipe(epochs=1, freeze_bn=True))
+    assert not model.norm.running_mean.any()
+    finetune(model, batches(), recipe=Recipe(epochs=1))
+    assert model.norm.running_mean.any()
 
 
 def test_frozen_parameters_stay() -> None:

@@ -22,7 +22,7 @@ import secateurs
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.recovery import repair
 from secateurs.recovery.layout import lay_out
-from toy import conv
+from toy import OwnNorm, conv
 
 
 def ready(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -410,26 +410,6 @@ def test_a_network_without_batch_norm_is_left_alone() -> None:
     done = repair(model, small, plan, [inputs], how="batch-norm")
     assert done.layers == () and "0 layers" in str(done)
     assert all(map(torch.equal, before, small.state_dict().values()))
-
-
-class OwnNorm(nn.Module):
-    """A batch norm that is none of torch's modules."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, *, by_operator: bool = False) -> None:
-        super().__init__()
-        self.by_operator = by_operator
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var = self.running_mean, self.running_var
-        if self.by_operator:
-            return torch.batch_norm(x, self.weight, self.bias, mean, var, self.training, 0.1, 1e-5, False)
-        return functional.batch_norm(x, mean, var, self.weight, self.bias, self.training)
 
 
 def variants() -> dict[str, Callable[[int], nn.Module]]:

@@ -71,16 +71,17 @@ class _Average:
         self.mean, self.var, self.calls = mean, var, 0
         self.sums = torch.zeros(2, len(mean), dtype=torch.float64, device=mean.device)
 
-    def add(self, values: Tensor) -> None:
-        """Take in what a call normalises; ``(N, C, ...)``."""
-        each = values.movedim(1, 0).flatten(1)
-        if each.shape[1] < 2:
+    def normalise(self, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """What a call gives in training, ``(N, C, ...)``; its mean and variance are taken in."""
+        if values.numel() == len(self.mean):
             raise TrainingError(
                 "a batch of one value for each channel has no variance", fix="pass larger batches"
             )
-        var, mean = torch.var_mean(each.to(torch.promote_types(each.dtype, torch.float32)), dim=1)
+        mean, var = torch.zeros_like(self.mean), torch.zeros_like(self.var)
+        out = functional.batch_norm(values, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
         self.sums += torch.stack([mean, var])
         self.calls += 1
+        return out
 
     def write(self, accelerator: Accelerator | None) -> None:
         """Set the running statistics to the averages over all calls, of all processes."""
@@ -111,7 +112,5 @@ class _Statistics(TorchFunctionMode):
         mean = call.get("running_mean")
         if mean is None or id(mean) not in self._wanted:
             return func(*args, **given)
-        self.averages.setdefault(id(mean), _Average(mean, call["running_var"])).add(call["input"])
-        return functional.batch_norm(
-            call["input"], None, None, call.get("weight"), call.get("bias"), training=True, eps=call["eps"]
-        )
+        average = self.averages.setdefault(id(mean), _Average(mean, call["running_var"]))
+        return average.normalise(call["input"], call.get("weight"), call.get("bias"), call["eps"])
