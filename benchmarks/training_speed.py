@@ -58,7 +58,7 @@ def by_finetune(
 def main() -> None:
     """Print a line for each network, precision and way."""
     parser = arguments("Speed of training.")
-    parser.add_argument("--networks", default="resnet18,mobilenet_v2,vgg11_bn,convnext_tiny")
+    parser.add_argument("--networks", default="resnet18,mobilenet_v2,vgg11_bn")
     parser.add_argument("--size", type=int, default=160, help="pixels")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
