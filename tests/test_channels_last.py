@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
 
 import secateurs
 from secateurs.channels_last import ChannelsLast
@@ -173,6 +174,23 @@ def test_a_model_that_looks_at_the_layout_is_measured_as_it_is() -> None:
     graph = secateurs.trace(model, data[0][0])
     assert accuracy(model, data).count == 24
     assert len(secateurs.score(model, graph, "taylor", data=data, loss_fn=cross_entropy)["conv"]) == 4
+
+
+def test_a_validation_of_ones_own_finds_kernels_as_they_were() -> None:
+    model = net()
+    seen = layouts(model)
+    places = [kernel.data_ptr() for kernel in _kernels(model)]
+    vectors: list[Tensor] = []
+
+    def validation(network: nn.Module) -> float:
+        assert [kernel.data_ptr() for kernel in _kernels(network)] == places
+        vectors.append(parameters_to_vector(network.parameters()).detach().clone())  # by `view`
+        return float(len(vectors))
+
+    finetune(model, batches(), validation, recipe=Recipe(epochs=3, lr=0.1))
+    assert len(vectors) == 4 and not torch.equal(vectors[-1], vectors[-2])
+    assert seen == [True] * 9
+    assert torch.equal(vectors[-1], parameters_to_vector(model.parameters()))
 
 
 @pytest.mark.parametrize("how", ["a view", "other processes"])

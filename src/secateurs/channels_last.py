@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -71,14 +71,14 @@ class ChannelsLast:
         kernels = [kernel for model in models for kernel in _kernels(model)]
         if not kernels:
             return None
-        for kernel in kernels:
-            self._changed.append((kernel, kernel.data))
-            kernel.data = kernel.data.contiguous(memory_format=_LAST)
+        self._changed = [(kernel, kernel.data) for kernel in kernels]
+        self._put_on()
         try:
             for model in models:
                 self._try(model, inputs, list(trained) if model is models[0] else [])
         except Exception as error:
-            self._undo()
+            self._take_off()
+            self._changed = []
             return error
         self.is_on = True
         return None
@@ -122,13 +122,26 @@ class ChannelsLast:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._undo()
+        self._take_off()
+        self._changed, self.is_on = [], False
 
-    def _undo(self) -> None:
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Meanwhile everything lies as it did, with the values that it has now."""
+        self._take_off()
+        try:
+            yield
+        finally:
+            self._put_on()
+
+    def _put_on(self) -> None:
+        for kernel, memory in self._changed:
+            kernel.data = memory.contiguous(memory_format=_LAST)
+
+    def _take_off(self) -> None:
         for kernel, memory in self._changed:
             memory.copy_(kernel.data)
             kernel.data = memory
-        self._changed, self.is_on = [], False
 
 
 def _kernels(model: nn.Module) -> list[nn.Parameter]:

@@ -118,7 +118,7 @@ class Loop:
         if self.regularizer is not None:
             self.regularizer.after_epoch(self.model, number)
         with self.average.worn(self.model) if self.average else contextlib.nullcontext():
-            measured = evaluated(self.model, validation, self.engine)
+            measured = self._measure(validation)
             epoch = Epoch(
                 number=number,
                 loss=place.loss / place.samples,
@@ -137,6 +137,11 @@ class Loop:
         if self.regularizer is None:
             check_collapse(history, self.recipe)
         return place
+
+    def _measure(self, validation: Validation | None) -> Epoch:
+        """The score after an epoch; a function of the user's own finds the model as it was handed over."""
+        with self.layout.suspended() if callable(validation) else contextlib.nullcontext():
+            return evaluated(self.model, validation, self.engine)
 
     def _train(self, place: Place, batches: Batches | Callable[[int], Batches]) -> Place:
         """The steps of an epoch that are not done yet."""
