@@ -12,7 +12,7 @@ import secateurs
 from secateurs.errors import TrainingError
 from secateurs.planning import Plan
 from secateurs.recovery import Recipe, finetune
-from secateurs.recovery.features import Features, boundaries
+from secateurs.recovery.features import Features, _Share, boundaries
 from test_finetune import assert_same, state_of
 
 
@@ -25,11 +25,12 @@ class StemAndTwoReaders(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.left = nn.Conv2d(8, 6, 3, padding=1)
         self.right = nn.Conv2d(8, 5, 1)
+        self.right_norm = nn.BatchNorm2d(5)
         self.fc = nn.Linear(11, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
-        x = torch.cat([self.left(x), self.right(x)], 1).relu()
+        x = torch.cat([self.left(x), self.right_norm(self.right(x))], 1).relu()
         scores: Tensor = self.fc(x.mean((2, 3)))
         return scores
 
@@ -55,10 +56,13 @@ def test_it_compares_behind_each_group_what_both_have() -> None:
 def by_hand(net: Any, small: Any, x: Tensor) -> float:
     """The three differences with the layers called one by one."""
     old, new = net.norm(net.stem(x)).relu(), small.norm(small.stem(x)).relu()
-    ends = [torch.cat([m.left(h), m.right(h)], 1).relu().mean((2, 3)) for m, h in ((net, old), (small, new))]
+    ends = [
+        torch.cat([m.left(h), m.right_norm(m.right(h))], 1).relu().mean((2, 3))
+        for m, h in ((net, old), (small, new))
+    ]
     pairs = [
         (net.left(old)[:, [0, 2, 3, 4, 5]], small.left(new)),
-        (net.right(old), small.right(new)),
+        (net.right_norm(net.right(old)), small.right_norm(small.right(new))),
         (net.fc(ends[0]), small.fc(ends[1])),
     ]
     return sum(float((a - b).square().sum() / a.square().sum()) for a, b in pairs) / 3
@@ -71,6 +75,28 @@ def test_the_difference_is_the_one_written_out() -> None:
         net(x), small(x)
         assert features.difference().item() == pytest.approx(by_hand(net, small, x), rel=1e-5)
     features.close()
+
+
+def test_a_repair_that_scales_a_layer_and_its_norm_is_no_difference() -> None:
+    net, small, cut = cut_pair()
+    features, x = Features(net, small, cut), images()
+    with torch.no_grad():
+        net(x), small(x)
+        before = features.difference().item()
+        small.right.weight *= 3  # type: ignore[operator]
+        small.right.bias *= 3  # type: ignore[operator]
+        small.right_norm.running_mean *= 3  # type: ignore[operator]
+        small.right_norm.weight /= 3  # type: ignore[operator]
+        net(x), small(x)
+        assert features.difference().item() == pytest.approx(before, rel=1e-4)
+    features.close()
+
+
+def test_the_gradient_of_a_difference_is_that_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    said = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 4, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda each: _Share.apply(each, target), said)  # type: ignore[no-untyped-call]
 
 
 def test_training_brings_the_features_together() -> None:

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import TrainingError
 from secateurs.planning.plan import Plan
+from secateurs.recovery.surroundings import is_batch_norm
 
 
 def boundaries(teacher: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -49,7 +50,9 @@ def boundaries(teacher: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 class Features:
-    """Reads the outputs of the same layers in two networks.
+    """Reads what the same layers give in two networks: behind the batch norm that reads a layer, if one does.
+
+    There a repair leaves the values as they were; in front of it they have another scale in each network.
 
     Args:
         teacher: The network before the cut.
@@ -77,16 +80,19 @@ class Features:
             for name in self._kept:
                 layer = network.get_submodule(name)
                 self._handles.append(layer.register_forward_hook(_keeper(name, outputs)))
+            for module in network.modules():
+                if is_batch_norm(module):
+                    self._handles.append(module.register_forward_hook(_follower(outputs)))
 
     def difference(self) -> Tensor:
         """The squared difference as a share of the teacher's square, the mean over all layers."""
-        shares = []
+        shares: list[Tensor] = []
         for name, kept in self._kept.items():
             for told, said in zip(self._taught.get(name, ()), self._said.get(name, ()), strict=True):
-                target = told.float().index_select(self._dims[name], kept.to(told.device))
-                shares.append(
-                    (said.float() - target).square().mean() / target.square().mean().clamp_min(1e-12)
-                )
+                dim = self._dims[name]
+                is_whole = len(kept) == told.shape[dim]
+                target = told if is_whole else told.index_select(dim, kept.to(told.device))
+                shares.append(_Share.apply(said, target))
         self.forget()
         return torch.stack(shares).mean()
 
@@ -100,6 +106,41 @@ class Features:
         self.forget()
         for handle in self._handles:
             handle.remove()
+
+
+class _Share(torch.autograd.Function):
+    """``|said - target|^2 / |target|^2`` in few passes over memory; no gradient of the target."""
+
+    @staticmethod
+    def forward(ctx: Any, said: Tensor, target: Tensor) -> Tensor:
+        wide = torch.promote_types(said.dtype, torch.float32)
+        apart = said.to(wide) - target.to(wide)
+        whole = _square(target.to(wide)).clamp_min(1e-12 * target.numel())
+        ctx.save_for_backward(apart, whole)
+        ctx.dtype = said.dtype
+        return _square(apart) / whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        apart, whole = ctx.saved_tensors
+        return (apart * (2 * gradient / whole)).to(ctx.dtype), None
+
+
+def _square(values: Tensor) -> Tensor:
+    """The sum of squares."""
+    length: Tensor = torch.linalg.vector_norm(values)
+    return length.square()
+
+
+def _follower(outputs: dict[str, list[Tensor]]) -> Callable[..., None]:
+    """A hook of a batch norm: what it reads of a layer is replaced by what it gives."""
+
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        for kept in outputs.values() if isinstance(output, Tensor) else ():
+            if kept and inputs and kept[-1] is inputs[0]:
+                kept[-1] = output
+
+    return hook
 
 
 def _keeper(name: str, outputs: dict[str, list[Tensor]]) -> Callable[..., None]:

@@ -102,13 +102,13 @@ def training_mode(model: nn.Module, recipe: Recipe) -> None:
     """Training mode, but for batch norms that are frozen."""
     model.train()
     for module in model.modules():
-        if _is_batch_norm(module):
+        if is_batch_norm(module):
             own = list(module.parameters(recurse=False))
             if recipe.freeze_bn or (own and not any(parameter.requires_grad for parameter in own)):
                 module.eval()
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def is_batch_norm(module: nn.Module) -> bool:
     """One of torch's, or another that keeps a running mean and is not of single samples."""
     keeps = module._buffers.get("running_mean") is not None and not isinstance(module, _InstanceNorm)
     return keeps or isinstance(module, _BatchNorm)
