@@ -177,7 +177,8 @@ class Loop:
         refused = self.layout.choose(batch.inputs, *networks, trained=trained)
         if refused is not None and self.recipe.channels_last:
             raise TrainingError(
-                f"the model does not run with channels last: {refused}", fix="Recipe(channels_last=False)"
+                f"the model does not run with channels last: {refused}",
+                fix="Recipe(channels_last=False), or --no-channels-last",
             ) from refused
         for kept in self.plain_optimizer.state.values():
             kept |= self.layout.lay_out(kept)

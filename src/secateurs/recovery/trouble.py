@@ -102,7 +102,7 @@ def layout_told(layout: ChannelsLast) -> Iterator[None]:
             raise
         raise TrainingError(
             f"in training mode the model does not run with channels last: {error}",
-            fix="Recipe(channels_last=False)",
+            fix="Recipe(channels_last=False), or --no-channels-last",
         ) from error
 
 
