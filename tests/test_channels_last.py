@@ -215,6 +215,12 @@ def test_kernels_come_back_to_the_memory_that_they_had() -> None:
     assert all(map(torch.equal, _kernels(model), (memory for _, memory in before)))
 
 
+def test_weights_made_in_inference_mode_are_measured_as_they_are() -> None:
+    with torch.inference_mode():
+        model = net()
+    assert accuracy(model, batches()).count == 24
+
+
 def test_a_compiled_model_stays_as_it_is() -> None:
     model = torch.compile(net(), backend="eager")
     with ChannelsLast(torch.device("cpu")) as layout:

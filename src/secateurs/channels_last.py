@@ -140,7 +140,8 @@ class ChannelsLast:
 
     def _take_off(self) -> None:
         for kernel, memory in self._changed:
-            memory.copy_(kernel.data)
+            if not torch.equal(memory, kernel.data):  # else nothing is written where it may not be
+                memory.copy_(kernel.data)
             kernel.data = memory
 
 
@@ -156,6 +157,7 @@ def _kernels(model: nn.Module) -> list[nn.Parameter]:
         kernel
         for kernel in kernels
         if type(kernel) is nn.Parameter
+        and not kernel.is_inference()
         and kernel.is_contiguous()
         and not kernel.is_contiguous(memory_format=_LAST)
         and users[_memory(kernel)] == 1
