@@ -83,7 +83,7 @@ class ChannelsLast:
         self.is_on = True
         return None
 
-    def lay_out(self, tensors: dict[str, Any]) -> dict[str, Any]:
+    def like_kernels(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Tensors that belong to kernels, such as momenta, in the layout that these have now."""
         return {
             name: value.contiguous(memory_format=_LAST)

@@ -48,9 +48,9 @@ def sweep(
     passes = _Passes(model, graph, criteria, loss_fn, device)
     seen = torch.zeros((), dtype=torch.float64, device=device)
     gradients = any(needs_loss(criterion) for criterion in criteria)
-    with scoring_mode(model, gradients=gradients), ChannelsLast(device) as layout:
+    with scoring_mode(model, gradients=gradients), ChannelsLast(device) as channels_last:
         for item in data:
-            seen += passes.run(item, layout)
+            seen += passes.run(item, channels_last)
     add_up(seen)
     if not seen:
         raise ScoreError("the data has no batches", fix="pass a loader that yields (inputs, targets)")
@@ -92,10 +92,10 @@ class _Passes:
 
         return tell
 
-    def run(self, item: Any, layout: ChannelsLast) -> int:
+    def run(self, item: Any, channels_last: ChannelsLast) -> int:
         """One batch; gives its number of examples."""
         inputs, targets, examples = batch_on(item, self._device, labelled=self._needs_loss)
-        layout.choose(inputs, self._model)
+        channels_last.choose(inputs, self._model)
         if examples > 1 and not self._knows_layouts:
             self._gates.layouts = find_layouts(self._model, self._graph, self._device, inputs, examples)
             self._knows_layouts = True

@@ -51,11 +51,11 @@ def accuracy(model: nn.Module, batches: Iterable[Any], device: torch.device | st
     """
     place = torch.device(device or next((each.device for each in model.parameters()), "cpu"))
     right, loss, count = 0, 0.0, 0
-    with modes_kept(model), torch.no_grad(), ChannelsLast(place) as layout:
+    with modes_kept(model), torch.no_grad(), ChannelsLast(place) as channels_last:
         model.eval()
         for inputs, labels in batches:
             there, targets = tree_map_only(Tensor, lambda tensor: tensor.to(place), (inputs, labels))
-            layout.choose(there, model)
+            channels_last.choose(there, model)
             scores = _scores(call_model(model, there))
             right += int((scores.argmax(1) == targets).sum())
             loss += float(cross_entropy(scores.float(), targets, reduction="sum"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
@@ -121,6 +122,7 @@ class _Share(torch.autograd.Function):
         return _square(apart) / whole
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         apart, whole = ctx.saved_tensors
         return (apart * (2 * gradient / whole)).to(ctx.dtype), None

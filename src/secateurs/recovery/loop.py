@@ -31,7 +31,7 @@ from secateurs.recovery.surroundings import (
     training_mode,
     weights_of,
 )
-from secateurs.recovery.trouble import check_collapse, check_finite, layout_told, memory_told
+from secateurs.recovery.trouble import channels_last_told, check_collapse, check_finite, memory_told
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,13 +79,13 @@ class Loop:
             model, optimizer, average=self.average, regularizer=regularizer, scaler=engine.scaler
         )
         self.history: History | None = None
-        self.layout = ChannelsLast(engine.device, recipe.channels_last, engine.autocast)
+        self.channels_last = ChannelsLast(engine.device, recipe.channels_last, engine.autocast)
         self._saved_at = time.monotonic()
 
     def run(self, batches: Batches | Callable[[int], Batches], validation: Validation | None) -> History:
         """All epochs that are not over, from where the checkpoint is; the best weights are put back."""
         try:
-            with self.layout:
+            with self.channels_last:
                 return self._run(batches, validation)
         except TrainingStoppedError as error:
             error.history = self.history
@@ -140,7 +140,7 @@ class Loop:
 
     def _measure(self, validation: Validation | None) -> Epoch:
         """The score after an epoch; a function of the user's own finds the model as it was handed over."""
-        with self.layout.suspended() if callable(validation) else contextlib.nullcontext():
+        with self.channels_last.suspended() if callable(validation) else contextlib.nullcontext():
             return evaluated(self.model, validation, self.engine)
 
     def _train(self, place: Place, batches: Batches | Callable[[int], Batches]) -> Place:
@@ -157,8 +157,11 @@ class Loop:
                     skipped += len(some)
                     continue
                 done = place.epoch - 1 + (place.batches / count if count else 0)
-                self._lay_out(some[0])
-                with memory_told(max(map(len, some)), place.epoch), layout_told(self.layout):
+                self._choose_memory(some[0])
+                with (
+                    memory_told(max(map(len, some)), place.epoch),
+                    channels_last_told(self.channels_last.is_on),
+                ):
                     loss, samples = self._step(some, place, seed, done)
                 place = place.after(len(some), loss * samples, samples)
                 self._tell_step(place, count, loss, done)
@@ -168,20 +171,20 @@ class Loop:
             raise TrainingError("the training data gave no batch")
         return place
 
-    def _lay_out(self, batch: Batch) -> None:
+    def _choose_memory(self, batch: Batch) -> None:
         """Before the first step: how the networks lie in memory."""
-        if not self.layout.is_open:
+        if not self.channels_last.is_open:
             return
         networks = [self.model, *([self.lessons.teacher] if self.lessons else [])]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        refused = self.layout.choose(batch.inputs, *networks, trained=trained)
+        refused = self.channels_last.choose(batch.inputs, *networks, trained=trained)
         if refused is not None and self.recipe.channels_last:
             raise TrainingError(
                 f"the model does not run with channels last: {refused}",
                 fix="Recipe(channels_last=False), or --no-channels-last",
             ) from refused
         for kept in self.plain_optimizer.state.values():
-            kept |= self.layout.lay_out(kept)
+            kept |= self.channels_last.like_kernels(kept)
 
     def _step(self, some: list[Batch], place: Place, seed: int, done: float) -> tuple[float, int]:
         """One step of the optimizer; gives the mean loss and the samples of all processes."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import torch
 
-from secateurs.channels_last import ChannelsLast
 from secateurs.errors import TrainingError, TrainingStoppedError
 from secateurs.recovery.history import History
 from secateurs.recovery.recipe import Recipe
@@ -89,7 +88,7 @@ def memory_told(size: int, epoch: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def layout_told(layout: ChannelsLast) -> Iterator[None]:
+def channels_last_told(is_on: bool) -> Iterator[None]:
     """An error that says what to do where a step finds what the trial did not: `view` refuses a layout.
 
     Raises:
@@ -98,7 +97,7 @@ def layout_told(layout: ChannelsLast) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (layout.is_on and _REFUSED in str(error)):
+        if not (is_on and _REFUSED in str(error)):
             raise
         raise TrainingError(
             f"in training mode the model does not run with channels last: {error}",
