@@ -47,10 +47,18 @@ def images(count: int = 16) -> Tensor:
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
+def told(net: nn.Module, cut: Plan, inputs: Any) -> dict[str, list[int]]:
+    """The modules whose outputs are compared, each with the outputs that both networks have."""
+    return {each.module: each.kept.tolist() for each in boundaries(net, cut, inputs)}
+
+
 def test_it_compares_behind_each_group_what_both_have() -> None:
     net, _, cut = cut_pair()
-    kept = {name: places.tolist() for name, places in boundaries(net, cut).items()}
-    assert kept == {"left": [0, 2, 3, 4, 5], "right": [0, 1, 2, 3, 4], "fc": [0, 1, 2, 3]}
+    assert told(net, cut, images(1)) == {
+        "left": [0, 2, 3, 4, 5],
+        "right_norm": [0, 1, 2, 3, 4],
+        "fc": [0, 1, 2, 3],
+    }
 
 
 def by_hand(net: Any, small: Any, x: Tensor) -> float:
@@ -70,7 +78,8 @@ def by_hand(net: Any, small: Any, x: Tensor) -> float:
 
 def test_the_difference_is_the_one_written_out() -> None:
     net, small, cut = cut_pair()
-    features, x = Features(net, small, cut), images()
+    x = images()
+    features = Features(net, small, cut, x)
     with torch.no_grad():
         net(x), small(x)
         assert features.difference().item() == pytest.approx(by_hand(net, small, x), rel=1e-5)
@@ -79,7 +88,8 @@ def test_the_difference_is_the_one_written_out() -> None:
 
 def test_a_repair_that_scales_a_layer_and_its_norm_is_no_difference() -> None:
     net, small, cut = cut_pair()
-    features, x = Features(net, small, cut), images()
+    x = images()
+    features = Features(net, small, cut, x)
     with torch.no_grad():
         net(x), small(x)
         before = features.difference().item()
@@ -128,3 +138,86 @@ def test_what_it_needs_is_said() -> None:
     with pytest.raises(TrainingError, match="there are no features to compare"):
         finetune(small, [images()], recipe=recipe, teacher=net, plan=empty)
     assert not any(module._forward_hooks for module in (*net.modules(), *small.modules()))
+
+
+class Block(nn.Module):
+    """A residual block; its one activation runs twice, and the sum is no module's output but the block's."""
+
+    def __init__(self, *, in_place: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.one_norm, self.two_norm = nn.BatchNorm2d(8), nn.BatchNorm2d(6)
+        self.drop, self.active, self.in_place = nn.Dropout(dropout), nn.ReLU(inplace=in_place), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two_norm(self.two(self.active(self.one_norm(self.one(x)))))
+        out = self.drop(out)
+        if self.in_place:
+            out += x
+        else:
+            out = out + x
+        active: Tensor = self.active(out)
+        return active
+
+
+class Blocks(nn.Module):
+    """Two residual blocks, so that what the first gives is read twice."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.body = nn.Sequential(Block(in_place=in_place), Block(in_place=in_place, dropout=0.5))
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.fc(self.body(self.stem(x)).mean((2, 3)))
+        return scores
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_block_is_compared_behind_its_residual_sum(in_place: bool) -> None:
+    torch.manual_seed(0)
+    net = Blocks(in_place=in_place).eval()
+    cut = Plan.of(secateurs.trace(net, images(1)), {"body.0.one": [1, 2], "body.1.one": [0]})
+    whole = [0, 1, 2, 3, 4, 5]
+    assert told(net, cut, images(1)) == {"body.0": whole, "body.1": whole}
+    small = secateurs.apply(net, cut)
+    features, x = Features(net, small, cut, images(1)), images()
+    with torch.no_grad():
+        pairs = []
+        old, new = net.stem(x), small.stem(x)
+        for one, other in zip(net.body, small.body, strict=True):
+            old, new = one(old), other(new)
+            pairs.append(float((old - new).square().sum() / old.square().sum()))
+        features.forget()
+        net(x), small(x)
+        assert features.difference().item() == pytest.approx(sum(pairs) / 2, rel=1e-5)
+    features.close()
+
+
+def test_a_stream_that_is_cut_is_compared_where_it_is_left() -> None:
+    torch.manual_seed(0)
+    net = Blocks(in_place=False).eval()
+    graph = secateurs.trace(net, images(1))
+    cut = Plan.of(graph, {"stem": [0, 4]})
+    left = [1, 2, 3, 5]
+    found = told(net, cut, images(1))
+    assert found == {"body.0.one_norm": [*range(8)], "body.1.one_norm": [*range(8)], "fc": [0, 1, 2, 3]}
+    cut = Plan.of(graph, {"stem": [0, 4], "body.0.one": [7]})
+    assert told(net, cut, images(1))["body.0"] == left
+
+
+def test_an_encoder_of_torchs_own_is_compared_without_its_hidden_parts() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    net = nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)).eval()
+    x = torch.randn(4, 5, 3)
+    graph = secateurs.trace(net, x)
+    inner = [group.name for group in graph.groups if group.size == 16]
+    cut = Plan.of(graph, {name: [0, 3] for name in inner})
+    assert list(told(net, cut, x)) == ["1.layers.0.linear2", "1.layers.1.linear2"]  # before the dropout
+    small = secateurs.apply(net, cut)
+    history = finetune(
+        small, [x] * 4, teacher=net, plan=cut, recipe=Recipe(epochs=6, lr=0.05, distill_features=1.0)
+    )
+    assert history.epochs[-1].loss < history.epochs[0].loss

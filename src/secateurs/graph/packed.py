@@ -15,6 +15,12 @@ def results_of(out: Any) -> list[Tensor]:
     return [out] if isinstance(out, Tensor) else call_tensors((out,), {})
 
 
+def first_tensor(out: Any) -> Tensor | None:
+    """What a module gives: a tensor, or a tuple that begins with it."""
+    first = out[0] if isinstance(out, (tuple, list)) and out else out
+    return first if isinstance(first, Tensor) else None
+
+
 def call_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments of a call, in a fixed order."""
     found: list[Tensor] = []

@@ -64,18 +64,28 @@ class Lessons:
         teacher: The network to learn from, in evaluation mode and on the device of the batches.
         recipe: Says how much its outputs and features count, and how soft the outputs are.
         engine: Runs it in the precision of the training.
-        features: Where the two networks are compared inside.
+        model: The network that learns, where the two are to be compared inside.
+        plan: The cut between the two.
     """
 
     def __init__(
-        self, teacher: nn.Module, recipe: Recipe, engine: Accelerator, features: Features | None
+        self, teacher: nn.Module, recipe: Recipe, engine: Accelerator, model: nn.Module, plan: Plan | None
     ) -> None:
-        self.teacher, self.recipe, self.engine, self.features = teacher, recipe, engine, features
+        self.teacher, self.recipe, self.engine = teacher, recipe, engine
+        self._model, self._plan = model, plan
+        self.features: Features | None = None
 
-    def begin(self) -> None:
-        """Called before the network that learns sees a batch."""
+    def begin(self, inputs: Any) -> None:
+        """Called before the network that learns sees a batch; the first one shows where to compare."""
         if self.features is not None:
             self.features.forget()
+        elif self._plan is not None and self.recipe.distill_features:
+            self.features = Features(self.teacher, self._model, self._plan, inputs)
+
+    def close(self) -> None:
+        """Stop reading what is inside."""
+        if self.features is not None:
+            self.features.close()
 
     def mix(self, loss: Tensor | None, outputs: Any, inputs: Any) -> Tensor:
         """``(1 - distill) * loss + distill * distillation_loss`` for one batch, and the features' difference.
@@ -118,14 +128,13 @@ def lessons(
             fix="finetune(..., teacher=unpruned_model, plan=plan)",
         )
     home = next((parameter.device for parameter in teacher.parameters()), engine.device)
-    features = Features(teacher, model, plan) if plan is not None and recipe.distill_features else None
     with modes_kept(teacher):
+        taught = Lessons(teacher.to(engine.device).eval(), recipe, engine, model, plan)
         try:
-            yield Lessons(teacher.to(engine.device).eval(), recipe, engine, features)
+            yield taught
         finally:
             teacher.to(home)
-            if features is not None:
-                features.close()
+            taught.close()
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -1,98 +1,153 @@
-"""Distillation inside the network: what each layer behind a cut gives, against what it gave before."""
+"""Distillation inside the network: what is given where a cut group ends, against what was given before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.errors import TrainingError
+from secateurs.graph.copying import foreign_hooks_unseen, modules_of, tensors_of
+from secateurs.graph.exchange import attention_written_out
+from secateurs.graph.packed import first_tensor
+from secateurs.graph.running import Inputs, attention_as_written, modes_kept
 from secateurs.planning.plan import Plan
-from secateurs.recovery.surroundings import is_batch_norm
+from secateurs.recovery.points import Recorder
+from secateurs.recovery.readers import Reader, place_in
 
 
-def boundaries(teacher: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The layers that read a cut group, each with the units of its outputs that both networks have.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Boundary:
+    """A module that gives what a reader of a cut group is for.
 
-    There the group ends: a linear layer or convolution sums over its units, so that what was lost can be
-    told, and made good, in its outputs.
+    Args:
+        module: Its name.
+        channel: The dimension of the reader's outputs in what it gives, counted from the end.
+        kept: Those of the original's outputs that both networks have; ``(kept,)`` indices.
+    """
+
+    module: str
+    channel: int
+    kept: Tensor
+
+
+def boundaries(teacher: nn.Module, plan: Plan, inputs: Inputs) -> list[Boundary]:
+    """Where cut groups end: the modules whose outputs tell what the layers that read them are for.
+
+    A linear layer or convolution sums over the units that it reads, so that what was lost can be told, and
+    made good, in its outputs. They are followed through a batch norm, a residual sum and an activation, as
+    far as what they become is read once; of the modules whose results lie on that way it is the last.
 
     Args:
         teacher: The network before the cut.
         plan: The cut.
+        inputs: A batch of inputs.
 
     Returns:
-        For the name of a layer the indices of its outputs that are kept; none for layers with rescaled rows.
+        The modules, in the order of the forward pass; none for layers with rescaled rows.
 
     Example:
         >>> import secateurs
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> cut = {"0": [1], "2": [0, 3]}
-        >>> places = boundaries(net, secateurs.Plan.of(secateurs.trace(net, torch.zeros(1, 3)), cut))
-        >>> {name: kept.tolist() for name, kept in places.items()}
-        {'2': [1, 2], '4': [0, 1]}
+        >>> cut = secateurs.Plan.of(secateurs.trace(net, torch.zeros(1, 3)), {"0": [1], "2": [0, 3]})
+        >>> [(each.module, each.kept.tolist()) for each in boundaries(net, cut, torch.zeros(1, 3))]
+        [('3', [1, 2]), ('4', [0, 1])]
     """
-    gone = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
-    rescaled = {each.parameter for each in plan.rescaled}
-    found = {}
-    for name, module in teacher.named_modules():
-        plain = isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
-        if not plain or (f"{name}.weight", 1) not in gone or f"{name}.weight" in rescaled:
-            continue
-        kept = torch.ones(len(module.weight), dtype=torch.bool)
-        kept[list(gone.get((f"{name}.weight", 0), ()))] = False
-        found[name] = kept.nonzero().flatten()
-    return found
+    tensors, watched = tensors_of(teacher), _watchable(teacher)
+    with (
+        modes_kept(teacher),
+        foreign_hooks_unseen(teacher),
+        attention_as_written(),
+        attention_written_out(teacher),
+    ):
+        record = Recorder(teacher.eval(), inputs, watched)
+    ways: dict[str, dict[int, tuple[int, int]]] = {}  # of each weight: calls, how far they are, the channels
+    kept: dict[str, Tensor] = {}
+    for call, reader in record.readers.items():
+        name = record.name_of(reader.weight)
+        common = None if name is None else _kept(reader, name, tensors[name], plan)
+        if name is not None and common is not None:
+            kept[name] = common
+            for far, (number, channel) in enumerate(record.way(call)):
+                ways.setdefault(name, {})[number] = far, channel
+    found: dict[str, Boundary] = {}
+    for name, way in ways.items():
+        told = {
+            module: min(way[number] for number in numbers)
+            for module, numbers in record.givers.items()
+            if all(number in way for number in numbers)
+        }
+        if told:
+            last = max(told, key=lambda module: told[module][0])  # the innermost of several: it ended first
+            found.setdefault(last, Boundary(module=last, channel=told[last][1], kept=kept[name]))
+    return list(found.values())
+
+
+def _watchable(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that run as such in training too; the parts of torch's attention do not."""
+    hidden = [f"{path}." for path, each in modules_of(model) if isinstance(each, nn.MultiheadAttention)]
+    return {path: each for path, each in modules_of(model) if not path.startswith(tuple(hidden))}
+
+
+def _kept(reader: Reader, name: str, parameter: Tensor, plan: Plan) -> Tensor | None:
+    """The outputs of a reader that a cut leaves; None if it reads no cut group, or its rows are rescaled."""
+    place = place_in(reader, parameter)
+    cuts = {axis.dim: axis.removed for axis in plan.axes if axis.parameter == name}
+    if place is None or not cuts.get(place[0]):
+        return None
+    _, dim, first = place
+    if any((each.parameter, each.dim) == (name, dim) for each in plan.rescaled):
+        return None
+    size = parameter.shape[dim]
+    left = torch.ones(size, dtype=torch.bool)
+    left[list(cuts.get(dim, ()))] = False
+    shared = (
+        size if reader.turned and reader.windows else reader.outputs
+    )  # groups of a transposed convolution
+    return left[first + torch.arange(reader.outputs) % shared].nonzero().flatten()
 
 
 class Features:
-    """Reads what the same layers give in two networks: behind the batch norm that reads a layer, if one does.
-
-    There a repair leaves the values as they were; in front of it they have another scale in each network.
+    """Reads what the same modules give in two networks.
 
     Args:
         teacher: The network before the cut.
         model: The network after it.
         plan: The cut.
+        inputs: A batch of inputs.
 
     Raises:
         TrainingError: No layer that reads a cut group is understood.
     """
 
-    def __init__(self, teacher: nn.Module, model: nn.Module, plan: Plan) -> None:
-        self._kept = boundaries(teacher, plan)
-        if not self._kept:
+    def __init__(self, teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs) -> None:
+        self._boundaries = boundaries(teacher, plan, inputs)
+        if not self._boundaries:
             raise TrainingError(
                 "no linear layer or convolution reads what this plan cuts: there are no features to compare",
                 fix="Recipe(distill_features=0)",
             )
-        self._dims = {
-            name: -1 if isinstance(teacher.get_submodule(name), nn.Linear) else 1 for name in self._kept
-        }
         self._taught: dict[str, list[Tensor]] = {}
         self._said: dict[str, list[Tensor]] = {}
-        self._handles: list[RemovableHandle] = []
-        for network, outputs in ((teacher, self._taught), (model, self._said)):
-            for name in self._kept:
-                layer = network.get_submodule(name)
-                self._handles.append(layer.register_forward_hook(_keeper(name, outputs)))
-            for module in network.modules():
-                if is_batch_norm(module):
-                    self._handles.append(module.register_forward_hook(_follower(outputs)))
+        self._handles: list[RemovableHandle] = [
+            network.get_submodule(each.module).register_forward_hook(_keeper(each.module, outputs))
+            for network, outputs in ((teacher, self._taught), (model, self._said))
+            for each in self._boundaries
+        ]
 
     def difference(self) -> Tensor:
-        """The squared difference as a share of the teacher's square, the mean over all layers."""
+        """The squared difference as a share of the teacher's square, the mean over all boundaries."""
         shares: list[Tensor] = []
-        for name, kept in self._kept.items():
-            for told, said in zip(self._taught.get(name, ()), self._said.get(name, ()), strict=True):
-                dim = self._dims[name]
-                is_whole = len(kept) == told.shape[dim]
-                target = told if is_whole else told.index_select(dim, kept.to(told.device))
+        for each in self._boundaries:
+            pairs = zip(self._taught.get(each.module, ()), self._said.get(each.module, ()), strict=True)
+            for told, said in pairs:
+                is_whole = len(each.kept) == told.shape[each.channel]
+                target = told if is_whole else told.index_select(each.channel, each.kept.to(told.device))
                 shares.append(_Share.apply(said, target))
         self.forget()
         return torch.stack(shares).mean()
@@ -134,19 +189,10 @@ def _square(values: Tensor) -> Tensor:
     return length.square()
 
 
-def _follower(outputs: dict[str, list[Tensor]]) -> Callable[..., None]:
-    """A hook of a batch norm: what it reads of a layer is replaced by what it gives."""
-
-    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-        for kept in outputs.values() if isinstance(output, Tensor) else ():
-            if kept and inputs and kept[-1] is inputs[0]:
-                kept[-1] = output
-
-    return hook
-
-
 def _keeper(name: str, outputs: dict[str, list[Tensor]]) -> Callable[..., None]:
-    def hook(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs.setdefault(name, []).append(output)
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        given = first_tensor(output)
+        if given is not None:
+            outputs.setdefault(name, []).append(given)
 
     return hook

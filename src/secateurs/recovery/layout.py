@@ -16,7 +16,7 @@ from secateurs.recovery.fitting import Fit, Link
 from secateurs.recovery.moments import WIDEST
 from secateurs.recovery.moves import positions_of
 from secateurs.recovery.points import Recorder
-from secateurs.recovery.readers import Reader
+from secateurs.recovery.readers import Reader, place_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,7 +140,7 @@ class _Search:
         produced: set[tuple[str, int]] = set()
         for call, reader in self.small.readers.items():
             name = self.small.name_of(reader.weight)
-            place = None if name is None else _place(reader, self.after[name])
+            place = None if name is None else place_in(reader, self.after[name])
             if name is None or place is None:
                 continue
             reading, outputs, _ = place
@@ -162,7 +162,7 @@ class _Search:
     def _add(self, call: int, reader: Reader, name: str, found: list[Link]) -> str | None:
         """Add a link; or say why there is none."""
         other = self.whole.readers.get(call)
-        place = None if other is None else _place(other, self.before[name])
+        place = None if other is None else place_in(other, self.before[name])
         if other is None or place is None:
             return "the original reads it in another way"
         if (calls := self.small.uses(reader.weight)) > 1:
@@ -196,22 +196,3 @@ class _Search:
         )
         kept = keep[rows].nonzero().flatten()
         return kept, factors[rows[kept]]
-
-
-def _place(reader: Reader, parameter: Tensor) -> tuple[int, int, int] | None:
-    """Where a reader's weight lies in a parameter: the dimensions it reads and makes, and its first output.
-
-    A weight may be the parameter itself, some of its rows, or its transpose.
-    """
-    weight, shape, steps = reader.weight, tuple(parameter.shape), parameter.stride()
-    reading, outputs = reader.reading_dim, 1 - reader.reading_dim
-    offset = int(weight.storage_offset()) - int(parameter.storage_offset())
-    if weight.dim() != parameter.dim():
-        return None
-    if weight.stride() == steps:
-        first = offset // steps[outputs] if steps[outputs] else 0
-        rest = [size for dim, size in enumerate(weight.shape) if dim != outputs]
-        is_whole = rest == [size for dim, size in enumerate(shape) if dim != outputs]
-        return (reading, outputs, first) if is_whole and offset == first * steps[outputs] else None
-    is_turned = weight.dim() == 2 and weight.stride() == steps[::-1] and tuple(weight.shape) == shape[::-1]
-    return (outputs, reading, 0) if is_turned and offset == 0 else None

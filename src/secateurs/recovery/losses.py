@@ -33,7 +33,7 @@ def loss_on(network: nn.Module, batch: Batch, loss_fn: LossFunction, lessons: Le
         TrainingError: The batch has no targets, and there is no teacher.
     """
     if lessons is not None:
-        lessons.begin()
+        lessons.begin(batch.inputs)
     outputs = call_model(network, batch.inputs)
     loss = None
     if batch.targets is not None:

@@ -9,8 +9,9 @@ other side of a sum lacks.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.packed import call_tensors, results_of, tensors_in
+from secateurs.graph.packed import call_tensors, first_tensor, results_of, tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Chain, Norm, Step
 from secateurs.recovery.moves import channel_of, numbered
@@ -32,7 +33,11 @@ _OF_VALUES = frozenset(
         *("__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__"),
     )
 )
+_ACTIVATIONS = frozenset(
+    ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "hardtanh", "sigmoid", "tanh", "mish")
+)
 _OUTPUT = -1  # reads what the model gives
+_NOTHING = -2  # made by no call
 
 
 class Recorder(TorchFunctionMode):
@@ -43,14 +48,24 @@ class Recorder(TorchFunctionMode):
         readers: The calls in which weights read activations, without what was read.
         held: The bytes that results of calls took at each call in which weights read.
         overwritten: The readers whose source is changed in place after they read it.
+        givers: For each module that was watched the calls that made what it gave, one for each time it ran.
+            Those that ended first come first.
+
+    Args:
+        model: The model, in evaluation mode.
+        inputs: What it is called with.
+        watched: Modules by name.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, watched: Mapping[str, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
         self.held: dict[int, int] = {}
         self.overwritten: set[int] = set()
+        self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
         self._storages = {_storage(tensor): name for name, tensor in self._tensors.items()}
         self._constants = {id(tensor) for tensor in self._tensors.values()}
@@ -63,7 +78,7 @@ class Recorder(TorchFunctionMode):
         self._makers: list[list[int]] = []
         self._named: list[set[str]] = []
         self._norms: dict[int, Norm] = {}
-        with torch.no_grad(), self:
+        with torch.no_grad(), self, self._watching(watched or {}):
             outputs = call_model(model, inputs)
         for tensor in tensors_in(outputs):
             self._read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
@@ -121,6 +136,25 @@ class Recorder(TorchFunctionMode):
             homes=tuple(homes),
         )
 
+    def way(self, call: int) -> list[tuple[int, int]]:
+        """The calls from a reader to its point, and through the activations behind that; dropouts are none.
+
+        Args:
+            call: Number of the reader's call.
+
+        Returns:
+            Numbers of calls, the reader's first, each with the dimension of its result that holds the
+            reader's outputs, counted from the end.
+        """
+        reader = self.readers[call]
+        found = [(call, reader.channel), *((tip, channel) for tip, _, channel in self._way(call, reader))]
+        while len(readers := self._read_by.get(found[-1][0], [])) == 1:
+            number = readers[0]
+            if number < 0 or self.names[number].rstrip("_") not in _ACTIVATIONS:
+                break
+            found.append((number, found[-1][1]))
+        return [(number, channel) for number, channel in found if "dropout" not in self.names[number]]
+
     def _way(self, call: int, reader: Reader) -> list[tuple[int, Step, int]]:
         """The steps from a reader to its point: the call, and the dimension of the channels behind it."""
         way: list[tuple[int, Step, int]] = []
@@ -169,6 +203,24 @@ class Recorder(TorchFunctionMode):
         if step.shift is not None and self.uses(step.shift) == 1:
             return [(step.shift, onward)]
         return []
+
+    @contextlib.contextmanager
+    def _watching(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Note which calls made what these modules give."""
+
+        def noted(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+                given = first_tensor(output)
+                self.givers.setdefault(name, []).append(_NOTHING if given is None else self._maker(given))
+
+            return hook
+
+        handles = [module.register_forward_hook(noted(name)) for name, module in modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -238,8 +290,8 @@ class Recorder(TorchFunctionMode):
 
     def _maker(self, tensor: Tensor) -> int:
         """The call that gave the tensor its present value."""
-        ref, maker, _ = self._made.get(id(tensor), (None, _OUTPUT - 1, False))
-        return maker if ref is not None and ref() is tensor else _OUTPUT - 1
+        ref, maker, _ = self._made.get(id(tensor), (None, _NOTHING, False))
+        return maker if ref is not None and ref() is tensor else _NOTHING
 
     def _is_data(self, tensors: list[Tensor]) -> bool:
         """Whether any of the tensors depends on the inputs, as far as is known."""

@@ -169,6 +169,29 @@ def reader_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Reader 
     return _transposed(_TRANSPOSED[name], args, kwargs) if name in _TRANSPOSED else None
 
 
+def place_in(reader: Reader, parameter: Tensor) -> tuple[int, int, int] | None:
+    """Where a reader's weight lies in a parameter: the dimensions it reads and makes, and its first output.
+
+    A weight may be the parameter itself, some of its rows, or its transpose; else there is no such place.
+
+    Args:
+        reader: The reader.
+        parameter: The parameter that its weight is, or is a view of.
+    """
+    weight, shape, steps = reader.weight, tuple(parameter.shape), parameter.stride()
+    reading, outputs = reader.reading_dim, 1 - reader.reading_dim
+    offset = int(weight.storage_offset()) - int(parameter.storage_offset())
+    if weight.dim() != parameter.dim():
+        return None
+    if weight.stride() == steps:
+        first = offset // steps[outputs] if steps[outputs] else 0
+        rest = [size for dim, size in enumerate(weight.shape) if dim != outputs]
+        is_whole = rest == [size for dim, size in enumerate(shape) if dim != outputs]
+        return (reading, outputs, first) if is_whole and offset == first * steps[outputs] else None
+    is_turned = weight.dim() == 2 and weight.stride() == steps[::-1] and tuple(weight.shape) == shape[::-1]
+    return (outputs, reading, 0) if is_turned and offset == 0 else None
+
+
 class Watching(TorchFunctionMode):
     """Shows every call of one forward pass in which weights read activations.
 
