@@ -3,9 +3,10 @@
 Run: python -m benchmarks.recovery resnet56 --threads 1 [--speedup 2.13] [--epochs 1 10 20] [--seeds 0 1 2]
      python -m benchmarks.recovery vgg16 --weights runs/cifar_vgg16.safetensors --width 0.25 --speedup 2.5
 
-All rows of a network have the same MACs and the same fine-tuning, distillation included. Torch-Pruning's
-rows are cut with one share for all layers, found by bisection, and its groups of coupled layers; ours are
-repaired, once with units and shares by reconstruction error and once with the same share of each group.
+All rows of a network have the same MACs and the same fine-tuning, with the whole network as the teacher.
+Torch-Pruning's rows are cut with one share for all layers, found by bisection, and its groups of coupled
+layers; ours are repaired, once with units and shares by reconstruction error and once with the same share of
+each group, and learn from the outputs of the teacher's blocks too, which takes a plan.
 Each number of epochs is a training of its own, from the cut or repaired network, with its own schedule.
 """
 
@@ -118,6 +119,11 @@ def main() -> None:
     )
     parser.add_argument("--epoch-images", type=int, default=50_000)
     parser.add_argument("--lr", type=float, nargs="+", default=[0.01], help="one for all, or one for each")
+    parser.add_argument("--distill", type=float, default=0.7, help="share of the loss that the teacher has")
+    parser.add_argument("--temperature", type=float, default=4.0, help="of the teacher's answers")
+    parser.add_argument(
+        "--features", type=float, default=10.0, help="what the blocks' outputs count; where we have the plan"
+    )
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the fine-tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--tested", type=int, default=10_000, help="test images")
@@ -134,7 +140,8 @@ def main() -> None:
     print(
         f"base {top1(model, *tested):.4f} on {len(tested[1])} test images; {args.images} images to rank and "
         f"repair on; epochs of {args.epoch_images} images, {args.epochs} of them at {rates}, "
-        f"precision {args.precision}",
+        f"precision {args.precision}, distill {args.distill:g} at temperature {args.temperature:g}, "
+        f"features {args.features:g}",
         flush=True,
     )
     found: dict[str, list[dict[str, float]]] = {}
@@ -151,9 +158,16 @@ def main() -> None:
             chosen = order[: args.epoch_images]
             for epochs, lr in zip(args.epochs, rates, strict=True):
                 recipe = Recipe(
-                    epochs=epochs, lr=lr, weight_decay=5e-4, distill=0.7, precision=args.precision, seed=seed
+                    epochs=epochs,
+                    lr=lr,
+                    weight_decay=5e-4,
+                    distill=args.distill,
+                    temperature=args.temperature,
+                    distill_features=args.features if plan is not None else 0.0,
+                    precision=args.precision,
+                    seed=seed,
                 )
-                tuned = finetuned(small, images[chosen], labels[chosen], recipe, teacher=model)
+                tuned = finetuned(small, images[chosen], labels[chosen], recipe, teacher=model, plan=plan)
                 row[f"{epochs} epochs"] = top1(tuned, *tested)
                 print(f"seed {seed}, {name}, {epochs} epochs: {row[f'{epochs} epochs']:.4f}", flush=True)
             found.setdefault(name, []).append(row)

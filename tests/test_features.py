@@ -49,7 +49,13 @@ def images(count: int = 16) -> Tensor:
 
 def told(net: nn.Module, cut: Plan, inputs: Any) -> dict[str, list[int]]:
     """The modules whose outputs are compared, each with the outputs that both networks have."""
-    return {each.module: each.kept.tolist() for each in boundaries(net, cut, inputs)}
+    places = boundaries(net, secateurs.apply(net, cut), cut, inputs)
+    return {each.module: each.kept.tolist() for each in places}
+
+
+def share(one: Tensor, other: Tensor) -> float:
+    """The squared difference as a share of the mean square."""
+    return float(2 * (one - other).square().sum() / (one.square().sum() + other.square().sum()))
 
 
 def test_it_compares_behind_each_group_what_both_have() -> None:
@@ -73,13 +79,13 @@ def by_hand(net: Any, small: Any, x: Tensor) -> float:
         (net.right_norm(net.right(old)), small.right_norm(small.right(new))),
         (net.fc(ends[0]), small.fc(ends[1])),
     ]
-    return sum(float((a - b).square().sum() / a.square().sum()) for a, b in pairs) / 3
+    return sum(share(a, b) for a, b in pairs) / 3
 
 
 def test_the_difference_is_the_one_written_out() -> None:
     net, small, cut = cut_pair()
     x = images()
-    features = Features(net, small, cut, x)
+    features = Features(net, small, boundaries(net, small, cut, x))
     with torch.no_grad():
         net(x), small(x)
         assert features.difference().item() == pytest.approx(by_hand(net, small, x), rel=1e-5)
@@ -89,7 +95,7 @@ def test_the_difference_is_the_one_written_out() -> None:
 def test_a_repair_that_scales_a_layer_and_its_norm_is_no_difference() -> None:
     net, small, cut = cut_pair()
     x = images()
-    features = Features(net, small, cut, x)
+    features = Features(net, small, boundaries(net, small, cut, x))
     with torch.no_grad():
         net(x), small(x)
         before = features.difference().item()
@@ -107,6 +113,7 @@ def test_the_gradient_of_a_difference_is_that_of_finite_differences() -> None:
     said = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     target = torch.randn(3, 4, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda each: _Share.apply(each, target), said)  # type: ignore[no-untyped-call]
+    assert _Share.apply(said, torch.zeros_like(said)).item() == pytest.approx(2)
 
 
 def test_training_brings_the_features_together() -> None:
@@ -135,7 +142,7 @@ def test_what_it_needs_is_said() -> None:
     with pytest.raises(TrainingError, match=r"distill_features=0\.5 needs the cut between"):
         finetune(small, [images()], recipe=recipe, teacher=net)
     empty = Plan.of(secateurs.trace(net, images(1)), {})
-    with pytest.raises(TrainingError, match="there are no features to compare"):
+    with pytest.raises(TrainingError, match="so no features are compared"):
         finetune(small, [images()], recipe=recipe, teacher=net, plan=empty)
     assert not any(module._forward_hooks for module in (*net.modules(), *small.modules()))
 
@@ -182,13 +189,13 @@ def test_a_block_is_compared_behind_its_residual_sum(in_place: bool) -> None:
     whole = [0, 1, 2, 3, 4, 5]
     assert told(net, cut, images(1)) == {"body.0": whole, "body.1": whole}
     small = secateurs.apply(net, cut)
-    features, x = Features(net, small, cut, images(1)), images()
+    features, x = Features(net, small, boundaries(net, small, cut, images(1))), images()
     with torch.no_grad():
         pairs = []
         old, new = net.stem(x), small.stem(x)
         for one, other in zip(net.body, small.body, strict=True):
             old, new = one(old), other(new)
-            pairs.append(float((old - new).square().sum() / old.square().sum()))
+            pairs.append(share(old, new))
         features.forget()
         net(x), small(x)
         assert features.difference().item() == pytest.approx(sum(pairs) / 2, rel=1e-5)
@@ -221,3 +228,48 @@ def test_an_encoder_of_torchs_own_is_compared_without_its_hidden_parts() -> None
         small, [x] * 4, teacher=net, plan=cut, recipe=Recipe(epochs=6, lr=0.05, distill_features=1.0)
     )
     assert history.epochs[-1].loss < history.epochs[0].loss
+
+
+def test_features_count_by_default_where_a_cut_is_known_and_can_be_told() -> None:
+    x = images()
+
+    def loss(plan: Plan | None, **more: Any) -> float | None:
+        net, small, _ = cut_pair()
+        recipe = Recipe(epochs=1, lr=1e-9, distill=0.5, freeze_bn=True, **more)
+        return finetune(small, [x], recipe=recipe, teacher=net, plan=plan).epochs[0].loss
+
+    net, small, cut = cut_pair()
+    with torch.no_grad():
+        apart = by_hand(net, small, x)
+    empty = Plan.of(secateurs.trace(net, images(1)), {})
+    alone = loss(None)
+    assert alone is not None
+    assert loss(cut, distill_features=0.0) == alone == loss(empty)
+    assert loss(cut) == pytest.approx(alone + apart, rel=1e-4)
+    assert Recipe(distill_features=2.0).features_weight == 2 and Recipe().features_weight == 0
+
+
+class TokenMixer(nn.Module):
+    """Mixes the tokens of each channel, so that its outputs have two dimensions that a cut shortens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Linear(3, 8), nn.Linear(5, 6), nn.Linear(6, 5)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x)  # (N, 5, 8)
+        mixed = self.two(self.one(tokens.transpose(1, 2)).relu()).transpose(1, 2)
+        scores: Tensor = self.fc((tokens * mixed.sigmoid()).mean(1))
+        return scores
+
+
+def test_outputs_that_are_cut_in_two_dimensions_are_not_compared() -> None:
+    torch.manual_seed(0)
+    net, x = TokenMixer().eval(), torch.randn(4, 5, 3)
+    graph = secateurs.trace(net, x)
+    assert list(told(net, Plan.of(graph, {"one": [0]}), x)) == ["two"]
+    cut = Plan.of(graph, {"stem": [2], "one": [0]})
+    assert list(told(net, cut, x)) == ["fc"]
+    small = secateurs.apply(net, cut)
+    finetune(small, [x], teacher=net, plan=cut, recipe=Recipe(epochs=1, distill=0.5))

@@ -126,9 +126,11 @@ Temperature = Annotated[
     float, typer.Option(help="How soft --distill makes these outputs.", rich_help_panel=_TEACHING)
 ]
 DistillFeatures = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="How much the difference behind each cut group counts in the loss.", rich_help_panel=_TEACHING
+        help="How much the difference from its blocks' outputs counts in the loss, as a share.",
+        show_default="1 with --distill",
+        rich_help_panel=_TEACHING,
     ),
 ]
 CheckpointMinutes = Annotated[

@@ -124,7 +124,7 @@ def prune(
     patience: common.Patience = None,
     distill: common.Distill = None,
     temperature: common.Temperature = 4.0,
-    distill_features: common.DistillFeatures = 0.0,
+    distill_features: common.DistillFeatures = None,
     batch_size: common.BatchSize = 32,
     workers: common.Workers = 0,
     seed: common.Seed = 0,

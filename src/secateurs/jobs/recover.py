@@ -92,7 +92,8 @@ def recover_job(
         TrainingStoppedError: The fine-tune went wrong.
     """
     if not resume and settings.recipe.epochs == 0 and settings.recipe.needs_teacher:
-        given = f"distill={settings.recipe.taught_share}, distill_features={settings.recipe.distill_features}"
+        recipe = settings.recipe
+        given = f"distill={recipe.taught_share}, distill_features={recipe.distill_features or 0.0}"
         raise TrainingError(f"{given} has no effect without a fine-tune", fix="--epochs 5")
     settings = settings.resolved()
     run_of_model = Run(settings.source)

@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div, log_softmax
 from secateurs.errors import TrainingError
 from secateurs.graph.running import call_model, modes_kept
 from secateurs.planning.plan import Plan
-from secateurs.recovery.features import Features
+from secateurs.recovery.features import Features, boundaries
 from secateurs.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -79,8 +79,14 @@ class Lessons:
         """Called before the network that learns sees a batch; the first one shows where to compare."""
         if self.features is not None:
             self.features.forget()
-        elif self._plan is not None and self.recipe.distill_features:
-            self.features = Features(self.teacher, self._model, self._plan, inputs)
+        elif self._plan is not None and self.recipe.features_weight:
+            places = boundaries(self.teacher, self._model, self._plan, inputs)
+            if not places and self.recipe.distill_features is not None:
+                raise TrainingError(
+                    "no linear layer or convolution reads what this plan cuts, so no features are compared",
+                    fix="Recipe(distill_features=0)",
+                )
+            self.features = Features(self.teacher, self._model, places)
 
     def close(self) -> None:
         """Stop reading what is inside."""
@@ -98,8 +104,8 @@ class Lessons:
         total = (1 - share) * loss if loss is not None else torch.zeros((), device=taught.device)
         if self.recipe.taught_share:
             total = total + share * distillation_loss(logits_of(outputs), taught, self.recipe.temperature)
-        if self.features is not None:
-            total = total + self.recipe.distill_features * self.features.difference()
+        if self.features:
+            total = total + self.recipe.features_weight * self.features.difference()
         return total
 
 
@@ -114,7 +120,7 @@ def lessons(
     """
     if teacher is None:
         if recipe.needs_teacher:
-            given = f"distill={recipe.taught_share}, distill_features={recipe.distill_features}"
+            given = f"distill={recipe.taught_share}, distill_features={recipe.distill_features or 0.0}"
             raise TrainingError(f"{given} needs a teacher", fix="finetune(..., teacher=unpruned_model)")
         yield None
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.errors import TrainingError
 from secateurs.graph.copying import foreign_hooks_unseen, modules_of, tensors_of
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.packed import first_tensor
-from secateurs.graph.running import Inputs, attention_as_written, modes_kept
+from secateurs.graph.running import Inputs, attention_as_written, call_model, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.points import Recorder
 from secateurs.recovery.readers import Reader, place_in
@@ -36,7 +35,7 @@ class Boundary:
     kept: Tensor
 
 
-def boundaries(teacher: nn.Module, plan: Plan, inputs: Inputs) -> list[Boundary]:
+def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs) -> list[Boundary]:
     """Where cut groups end: the modules whose outputs tell what the layers that read them are for.
 
     A linear layer or convolution sums over the units that it reads, so that what was lost can be told, and
@@ -45,17 +44,21 @@ def boundaries(teacher: nn.Module, plan: Plan, inputs: Inputs) -> list[Boundary]
 
     Args:
         teacher: The network before the cut.
+        model: The network after it.
         plan: The cut.
         inputs: A batch of inputs.
 
     Returns:
-        The modules, in the order of the forward pass; none for layers with rescaled rows.
+        The modules, in the order of the forward pass; none for layers with rescaled rows, nor where other
+        dimensions are cut as well.
 
     Example:
         >>> import secateurs
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> cut = secateurs.Plan.of(secateurs.trace(net, torch.zeros(1, 3)), {"0": [1], "2": [0, 3]})
-        >>> [(each.module, each.kept.tolist()) for each in boundaries(net, cut, torch.zeros(1, 3))]
+        >>> inputs = torch.zeros(1, 3)
+        >>> cut = secateurs.Plan.of(secateurs.trace(net, inputs), {"0": [1], "2": [0, 3]})
+        >>> places = boundaries(net, secateurs.apply(net, cut), cut, inputs)
+        >>> [(each.module, each.kept.tolist()) for each in places]
         [('3', [1, 2]), ('4', [0, 1])]
     """
     tensors, watched = tensors_of(teacher), _watchable(teacher)
@@ -85,7 +88,21 @@ def boundaries(teacher: nn.Module, plan: Plan, inputs: Inputs) -> list[Boundary]
         if told:
             last = max(told, key=lambda module: told[module][0])  # the innermost of several: it ended first
             found.setdefault(last, Boundary(module=last, channel=told[last][1], kept=kept[name]))
-    return list(found.values())
+    return _comparable(list(found.values()), teacher, model, inputs)
+
+
+def _comparable(
+    places: list[Boundary], teacher: nn.Module, model: nn.Module, inputs: Inputs
+) -> list[Boundary]:
+    """Those where both networks give as much: a token mixer's outputs, for one, are cut in two dimensions."""
+    given = Features(teacher, model, places)
+    try:
+        with modes_kept(teacher, model), torch.no_grad():
+            for network in (teacher, model):
+                call_model(network.eval(), inputs)
+        return [place for place in places if given.shapes_agree(place)]
+    finally:
+        given.close()
 
 
 def _watchable(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,39 +135,44 @@ class Features:
     Args:
         teacher: The network before the cut.
         model: The network after it.
-        plan: The cut.
-        inputs: A batch of inputs.
-
-    Raises:
-        TrainingError: No layer that reads a cut group is understood.
+        places: Where the two are compared; see `boundaries`.
     """
 
-    def __init__(self, teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs) -> None:
-        self._boundaries = boundaries(teacher, plan, inputs)
-        if not self._boundaries:
-            raise TrainingError(
-                "no linear layer or convolution reads what this plan cuts: there are no features to compare",
-                fix="Recipe(distill_features=0)",
-            )
+    def __init__(self, teacher: nn.Module, model: nn.Module, places: Sequence[Boundary]) -> None:
+        self._places = tuple(places)
         self._taught: dict[str, list[Tensor]] = {}
         self._said: dict[str, list[Tensor]] = {}
         self._handles: list[RemovableHandle] = [
             network.get_submodule(each.module).register_forward_hook(_keeper(each.module, outputs))
             for network, outputs in ((teacher, self._taught), (model, self._said))
-            for each in self._boundaries
+            for each in self._places
         ]
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def difference(self) -> Tensor:
-        """The squared difference as a share of the teacher's square, the mean over all boundaries."""
+        """The squared difference as a share of the mean square of both, the mean over all boundaries."""
         shares: list[Tensor] = []
-        for each in self._boundaries:
-            pairs = zip(self._taught.get(each.module, ()), self._said.get(each.module, ()), strict=True)
-            for told, said in pairs:
-                is_whole = len(each.kept) == told.shape[each.channel]
-                target = told if is_whole else told.index_select(each.channel, each.kept.to(told.device))
-                shares.append(_Share.apply(said, target))
+        for place in self._places:
+            pairs = zip(self._told_at(place), self._said.get(place.module, ()), strict=True)
+            shares += [_Share.apply(said, told) for told, said in pairs]
         self.forget()
         return torch.stack(shares).mean()
+
+    def shapes_agree(self, place: Boundary) -> bool:
+        """Whether both networks gave values of the same shapes at a place, in the pass that was read."""
+        said = self._said.get(place.module, ())
+        return [each.shape for each in said] == [each.shape for each in self._told_at(place)] != []
+
+    def _told_at(self, place: Boundary) -> list[Tensor]:
+        """What the teacher gave there, of what both networks have."""
+        return [
+            told
+            if len(place.kept) == told.shape[place.channel]
+            else told.index_select(place.channel, place.kept.to(told.device))
+            for told in self._taught.get(place.module, ())
+        ]
 
     def forget(self) -> None:
         """Drop what was read: a pass without a lesson."""
@@ -165,22 +187,28 @@ class Features:
 
 
 class _Share(torch.autograd.Function):
-    """``|said - target|^2 / |target|^2`` in few passes over memory; no gradient of the target."""
+    """``|said - target|^2`` as a share of the mean of ``|said|^2`` and ``|target|^2``; at most 4.
+
+    Where the teacher gives next to nothing, a share of its square alone would outweigh all other boundaries.
+    In few passes over memory; no gradient of the target.
+    """
 
     @staticmethod
     def forward(ctx: Any, said: Tensor, target: Tensor) -> Tensor:
         wide = torch.promote_types(said.dtype, torch.float32)
-        apart = said.to(wide) - target.to(wide)
-        whole = _square(target.to(wide)).clamp_min(1e-12 * target.numel())
-        ctx.save_for_backward(apart, whole)
-        ctx.dtype = said.dtype
-        return _square(apart) / whole
+        one, other = said.to(wide), target.to(wide)
+        apart = one - other
+        mean = ((_square(one) + _square(other)) / 2).clamp_min(1e-12 * target.numel())
+        share = _square(apart) / mean
+        ctx.save_for_backward(said, apart, mean, share)
+        return share
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        apart, whole = ctx.saved_tensors
-        return (apart * (2 * gradient / whole)).to(ctx.dtype), None
+        said, apart, mean, share = ctx.saved_tensors
+        scale = gradient / mean
+        return torch.add(apart * (2 * scale), said * (scale * share), alpha=-1).to(said.dtype), None
 
 
 def _square(values: Tensor) -> Tensor:

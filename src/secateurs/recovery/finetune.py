@@ -55,7 +55,8 @@ def finetune(
         loss_fn: ``(outputs, targets)`` to a scalar mean; cross-entropy if not given.
         teacher: The network that ``recipe.distill`` learns from, usually the one before pruning. It sees the
             same batches, in evaluation mode, and is not changed.
-        plan: The cut between ``teacher`` and ``model``; ``recipe.distill_features`` needs it.
+        plan: The cut between ``teacher`` and ``model``, so that the two can be compared inside as well; see
+            ``recipe.distill_features``.
         regularizer: What acts on gradients and weights beside the loss. With it the last weights are kept and
             not the best: it trades accuracy for sparsity, so that the best epoch is the one it touched least.
         observer: Called with an :class:`~secateurs.progress.Event` for each batch and each epoch.

@@ -13,6 +13,7 @@ from secateurs.errors import TrainingError, UnknownNameError
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("bf16", "fp16", "no")
+_FEATURES = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,9 @@ class Recipe:
             that prunes or recovers on images without labels takes 1 for it.
         temperature: How soft these outputs are made, positive; see
             :func:`~secateurs.recovery.distill.distillation_loss`.
-        distill_features: How much the difference from the teacher behind each cut group counts in the loss,
-            beside the rest; 0 or more.
+        distill_features: How much the difference from the teacher where cut groups end counts in the loss,
+            beside the rest; 0 or more. ``None`` is 1 where a teacher's outputs count, the cut is known and
+            there is anything to compare, and else 0.
         checkpoint_minutes: Time between two states that are kept within an epoch; 0 for every step.
         seed: What the random numbers of each step follow from.
 
@@ -81,7 +83,7 @@ class Recipe:
     patience: int | None = None
     distill: float | None = None
     temperature: float = 4.0
-    distill_features: float = 0.0
+    distill_features: float | None = None
     checkpoint_minutes: float = 5.0
     seed: int = 0
 
@@ -112,7 +114,7 @@ class Recipe:
             (self.patience is None or self.patience >= 1, "patience >= 1", "patience"),
             (0 <= self.taught_share <= 1, "0 <= distill <= 1", "distill"),
             (0 < self.temperature < math.inf, "0 < temperature", "temperature"),
-            (0 <= self.distill_features < math.inf, "0 <= distill_features", "distill_features"),
+            (0 <= (self.distill_features or 0) < math.inf, "0 <= distill_features", "distill_features"),
             (0 <= self.checkpoint_minutes < math.inf, "0 <= checkpoint_minutes", "checkpoint_minutes"),
         ):
             if not holds:
@@ -121,12 +123,19 @@ class Recipe:
     @property
     def needs_teacher(self) -> bool:
         """Whether a part of the loss comes from another network."""
-        return self.taught_share > 0 or self.distill_features > 0
+        return self.taught_share > 0 or (self.distill_features or 0) > 0
 
     @property
     def taught_share(self) -> float:
         """The share of the loss that comes from a teacher's outputs, also where none is given."""
         return self.distill or 0.0
+
+    @property
+    def features_weight(self) -> float:
+        """What features count where they can be compared, also where no weight is given."""
+        if self.distill_features is None:
+            return _FEATURES if self.taught_share else 0.0
+        return self.distill_features
 
     def lr_at(self, epochs_done: float) -> float:
         """The learning rate after ``epochs_done`` epochs, which may be a fraction.
