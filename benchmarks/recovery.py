@@ -36,8 +36,8 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def network(args: Namespace) -> nn.Module:
     """The trained network."""
-    if args.network == "resnet56":
-        return pretrained(args.data, 56)
+    if args.network != "vgg16":
+        return pretrained(args.data, int(args.network.removeprefix("resnet")))
     model = CifarVGG(args.width)
     model.load_state_dict(load_file(args.weights))
     return model.eval()
@@ -109,7 +109,7 @@ def contenders(
 def main() -> None:
     """Print a line for each contender and seed, and the means at the end."""
     parser = arguments("Accuracy after the cut, the repair and some epochs.")
-    parser.add_argument("network", choices=["resnet56", "vgg16"])
+    parser.add_argument("network", choices=["resnet20", "resnet56", "vgg16"])
     parser.add_argument("--weights", type=Path, help="weights of VGG-16")
     parser.add_argument("--width", type=float, default=1.0, help="width of VGG-16")
     parser.add_argument("--speedup", type=float, default=2.13, help="times fewer MACs")

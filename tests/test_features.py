@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import secateurs
 from secateurs.errors import TrainingError
 from secateurs.planning import Plan
+from secateurs.progress import Event
 from secateurs.recovery import Recipe, finetune
 from secateurs.recovery.features import Features, _Share, boundaries
 from test_finetune import assert_same, state_of
@@ -273,3 +274,60 @@ def test_outputs_that_are_cut_in_two_dimensions_are_not_compared() -> None:
     assert list(told(net, cut, x)) == ["fc"]
     small = secateurs.apply(net, cut)
     finetune(small, [x], teacher=net, plan=cut, recipe=Recipe(epochs=1, distill=0.5))
+
+
+@pytest.mark.parametrize("compiled", ["model", "teacher"])
+def test_compiled_networks_are_compared_as_they_are_without(compiled: str) -> None:
+    losses = []
+    for wrap in (False, True):
+        net, small, cut = cut_pair()
+        learns = torch.compile(small, backend="eager") if wrap and compiled == "model" else small
+        teaches = torch.compile(net, backend="eager") if wrap and compiled == "teacher" else net
+        recipe = Recipe(epochs=2, lr=0.01, distill=0.5)
+        batch = images(), torch.arange(16) % 4
+        history = finetune(learns, [batch], [batch], recipe=recipe, teacher=teaches, plan=cut)
+        losses.append([epoch.loss for epoch in history.epochs])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+class Events:
+    """Keeps what happens."""
+
+    def __init__(self) -> None:
+        self.found: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.found.append(event)
+
+
+class DropsLayers(nn.Module):
+    """In training a layer runs in every other pass alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer, self.fc = (
+            nn.Linear(*sizes) for sizes in ((3, 8), (8, 6), (6, 8), (8, 4))
+        )
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        self.passes += self.training
+        if self.passes % 2 == 0:
+            x = x + self.outer(self.inner(x).relu())
+        scores: Tensor = self.fc(x)
+        return scores
+
+
+def test_a_layer_that_training_drops_is_not_compared_then() -> None:
+    torch.manual_seed(0)
+    net, x = DropsLayers().eval(), torch.randn(8, 3)
+    cut = Plan.of(secateurs.trace(net, x), {"inner": [0, 1, 2]})
+    assert list(told(net, cut, x)) == ["outer"]
+    losses = []
+    for weight in (0.0, 1.0):
+        small, seen = secateurs.apply(net, cut), Events()
+        recipe = Recipe(epochs=1, lr=1e-9, distill=1.0, distill_features=weight)
+        finetune(small, [x, x], teacher=net, plan=cut, recipe=recipe, observer=seen)
+        losses.append([event.facts["loss"] for event in seen.found if event.name == "batch"])
+    assert losses[0][0] == losses[1][0] and losses[0][1] < losses[1][1]

@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div, log_softmax
 from secateurs.errors import TrainingError
 from secateurs.graph.running import call_model, modes_kept
 from secateurs.planning.plan import Plan
-from secateurs.recovery.features import Features, boundaries
+from secateurs.recovery.features import Features, as_named, boundaries
 from secateurs.recovery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Lessons:
                     "no linear layer or convolution reads what this plan cuts, so no features are compared",
                     fix="Recipe(distill_features=0)",
                 )
-            self.features = Features(self.teacher, self._model, places)
+            teacher, model = (as_named(self._plan, each) for each in (self.teacher, self._model))
+            self.features = Features(teacher, model, places)
 
     def close(self) -> None:
         """Stop reading what is inside."""

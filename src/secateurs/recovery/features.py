@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from secateurs.graph.copying import foreign_hooks_unseen, modules_of, tensors_of
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.packed import first_tensor
-from secateurs.graph.running import Inputs, attention_as_written, call_model, modes_kept
+from secateurs.graph.running import Inputs, call_model, modes_kept, plain_kernels
 from secateurs.planning.plan import Plan
 from secateurs.recovery.points import Recorder
 from secateurs.recovery.readers import Reader, place_in
@@ -61,11 +61,12 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
         >>> [(each.module, each.kept.tolist()) for each in places]
         [('3', [1, 2]), ('4', [0, 1])]
     """
+    teacher, model = as_named(plan, teacher), as_named(plan, model)
     tensors, watched = tensors_of(teacher), _watchable(teacher)
     with (
         modes_kept(teacher),
         foreign_hooks_unseen(teacher),
-        attention_as_written(),
+        plain_kernels(),
         attention_written_out(teacher),
     ):
         record = Recorder(teacher.eval(), inputs, watched)
@@ -97,12 +98,19 @@ def _comparable(
     """Those where both networks give as much: a token mixer's outputs, for one, are cut in two dimensions."""
     given = Features(teacher, model, places)
     try:
-        with modes_kept(teacher, model), torch.no_grad():
+        with modes_kept(teacher, model), plain_kernels():
             for network in (teacher, model):
                 call_model(network.eval(), inputs)
         return [place for place in places if given.shapes_agree(place)]
     finally:
         given.close()
+
+
+def as_named(plan: Plan, model: nn.Module) -> nn.Module:
+    """The model, or what ``torch.compile`` has wrapped, whichever has the plan's names."""
+    inner = getattr(model, "_orig_mod", None)
+    names = {axis.parameter for axis in plan.axes}
+    return inner if isinstance(inner, nn.Module) and names <= tensors_of(inner).keys() else model
 
 
 def _watchable(model: nn.Module) -> dict[str, nn.Module]:
@@ -123,10 +131,9 @@ def _kept(reader: Reader, name: str, parameter: Tensor, plan: Plan) -> Tensor | 
     size = parameter.shape[dim]
     left = torch.ones(size, dtype=torch.bool)
     left[list(cuts.get(dim, ()))] = False
-    shared = (
-        size if reader.turned and reader.windows else reader.outputs
-    )  # groups of a transposed convolution
-    return left[first + torch.arange(reader.outputs) % shared].nonzero().flatten()
+    in_groups = reader.turned and reader.windows  # the groups of a transposed convolution share its rows
+    rows = first + torch.arange(reader.outputs) % (size if in_groups else reader.outputs)
+    return left[rows].nonzero().flatten()
 
 
 class Features:
@@ -152,13 +159,17 @@ class Features:
         return len(self._places)
 
     def difference(self) -> Tensor:
-        """The squared difference as a share of the mean square of both, the mean over all boundaries."""
+        """The squared difference as a share of the mean square of both, the mean over all boundaries.
+
+        Modules that one network ran in another number of times, as where training drops layers, do not count.
+        """
         shares: list[Tensor] = []
         for place in self._places:
-            pairs = zip(self._told_at(place), self._said.get(place.module, ()), strict=True)
-            shares += [_Share.apply(said, told) for told, said in pairs]
+            told, said = self._told_at(place), self._said.get(place.module, ())
+            if len(told) == len(said):
+                shares += map(_Share.apply, said, told)
         self.forget()
-        return torch.stack(shares).mean()
+        return torch.stack(shares).mean() if shares else torch.zeros(())
 
     def shapes_agree(self, place: Boundary) -> bool:
         """Whether both networks gave values of the same shapes at a place, in the pass that was read."""
