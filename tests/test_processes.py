@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from secateurs.progress import Event, State
 from secateurs.recovery import History, Recipe, finetune
 from test_finetune import data, network
 
-RECIPE = Recipe(epochs=3, lr=0.05, clip_norm=1.0, checkpoint_minutes=0.0)
+RECIPE = Recipe(epochs=3, lr=0.05, clip_norm=1.0, checkpoint_minutes=0.0, distill=0.5)
 
 
 class OnDisk:
@@ -40,9 +41,15 @@ class OnDisk:
 
 
 def train(recipe: Recipe, folder: Path, die_at: int | None = None) -> tuple[dict[str, Tensor], History]:
-    """Batches of 8 samples; dropout is off, because two processes draw two masks."""
-    model = network()
-    model.drop.p = 0.0
+    """Batches of 8 samples for a cut network, with a teacher, whose outputs and inner values count.
+
+    Dropout is off, because two processes draw two masks.
+    """
+    whole = network()
+    whole.drop.p = 0.0
+    graph = secateurs.trace(whole, torch.zeros(2, 6))
+    plan = secateurs.Plan.of(graph, {graph.groups[0].name: [0, 1]})
+    model = secateurs.apply(whole, plan)
     steps = [0]
 
     def watch(event: Event) -> None:
@@ -52,7 +59,10 @@ def train(recipe: Recipe, folder: Path, die_at: int | None = None) -> tuple[dict
 
     loader = DataLoader(data(), batch_size=8, shuffle=True)
     held_out = list(DataLoader(data(), batch_size=16))
-    history = finetune(model, loader, held_out, recipe=recipe, observer=watch, checkpoint=OnDisk(folder))
+    history = finetune(
+        model, loader, held_out, recipe=recipe, teacher=whole, plan=plan, observer=watch,
+        checkpoint=OnDisk(folder),
+    )  # fmt: skip
     return model.state_dict(), history
 
 
@@ -95,7 +105,7 @@ def test_two_processes_end_as_one_does_also_when_they_were_killed(tmp_path: Path
     for name, tensor in files.read_tensors(killed / "model-0.safetensors").items():
         assert torch.equal(tensor, weights[name]), name
 
-    one, history = train(Recipe(epochs=3, lr=0.05, clip_norm=1.0, accumulate=2), alone)
+    one, history = train(replace(RECIPE, accumulate=2), alone)
     assert [epoch.loss for epoch in history.epochs] == pytest.approx(first["losses"], rel=1e-5)
     for name, tensor in one.items():
         if "running" not in name and "tracked" not in name:  # each process sees the batches that it gets
