@@ -128,7 +128,7 @@ Temperature = Annotated[
 DistillFeatures = Annotated[
     float | None,
     typer.Option(
-        help="How much the difference from its blocks' outputs counts in the loss, as a share.",
+        help="How much it counts in the loss to differ from what the blocks of that network give.",
         show_default="1 with --distill",
         rich_help_panel=_TEACHING,
     ),
