@@ -16,6 +16,7 @@ from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.packed import first_tensor
 from secateurs.graph.running import Inputs, call_model, modes_kept, plain_kernels
 from secateurs.planning.plan import Plan
+from secateurs.recovery.layout import outputs_left
 from secateurs.recovery.points import Recorder
 from secateurs.recovery.readers import Reader, place_in
 
@@ -126,14 +127,8 @@ def _kept(reader: Reader, name: str, parameter: Tensor, plan: Plan) -> Tensor | 
     if place is None or not cuts.get(place[0]):
         return None
     _, dim, first = place
-    if any((each.parameter, each.dim) == (name, dim) for each in plan.rescaled):
-        return None
-    size = parameter.shape[dim]
-    left = torch.ones(size, dtype=torch.bool)
-    left[list(cuts.get(dim, ()))] = False
-    in_groups = reader.turned and reader.windows  # the groups of a transposed convolution share its rows
-    rows = first + torch.arange(reader.outputs) % (size if in_groups else reader.outputs)
-    return left[rows].nonzero().flatten()
+    kept, factors = outputs_left(reader, plan, name, parameter.shape[dim], dim, first)
+    return kept if bool((factors == 1).all()) else None
 
 
 class Features:

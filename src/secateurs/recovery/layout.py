@@ -168,7 +168,8 @@ class _Search:
         if (calls := self.small.uses(reader.weight)) > 1:
             return f"{calls} calls use it, and no single value is best for all of them"
         _, outputs, first = place
-        kept, factors = self._kept(name, outputs, first, other)
+        size = self.before[name].shape[outputs]
+        kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
         if len(kept) != reader.outputs:
             return "its outputs do not correspond to the original's"
         chain = self.small.chain(call, alone=bool((factors != 1).any()))
@@ -183,16 +184,28 @@ class _Search:
         found.append(Link(name=key, reader=reader, chain=chain))
         return None
 
-    def _kept(self, name: str, dim: int, first: int, reader: Reader) -> tuple[Tensor, Tensor]:
-        """Which of the original's outputs are left, and what the cut multiplied them by."""
-        size = self.before[name].shape[dim]
-        keep, factors = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.float64)
-        keep[list(self.cuts.get((name, dim), ()))] = False
-        for each in self.plan.rescaled:
-            if (each.parameter, each.dim) == (name, dim):
-                factors[list(each.indices)] *= each.factor
-        rows = first + torch.arange(reader.outputs) % (
-            size if reader.turned and reader.windows else reader.outputs
-        )
-        kept = keep[rows].nonzero().flatten()
-        return kept, factors[rows[kept]]
+
+def outputs_left(
+    reader: Reader, plan: Plan, name: str, size: int, dim: int, first: int
+) -> tuple[Tensor, Tensor]:
+    """Which of a reader's outputs a plan leaves, and what it multiplies these by.
+
+    Args:
+        reader: The reader, in the network before the cut.
+        plan: The cut.
+        name: The parameter that its weight lies in.
+        size: Length of that parameter's dimension of outputs.
+        dim: That dimension.
+        first: The reader's first output there; see `place_in`.
+    """
+    keep, factors = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.float64)
+    for axis in plan.axes:
+        if (axis.parameter, axis.dim) == (name, dim):
+            keep[list(axis.removed)] = False
+    for each in plan.rescaled:
+        if (each.parameter, each.dim) == (name, dim):
+            factors[list(each.indices)] *= each.factor
+    shared = reader.turned and reader.windows  # the groups of a transposed convolution share its outputs
+    rows = first + torch.arange(reader.outputs) % (size if shared else reader.outputs)
+    kept = keep[rows].nonzero().flatten()
+    return kept, factors[rows[kept]]
