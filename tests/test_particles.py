@@ -239,7 +239,7 @@ def test_as_a_selection_it_keeps_the_counts_and_never_does_worse_on_its_images()
 def test_what_cannot_be_chosen_is_said() -> None:
     model = build(models.PlainVgg)
     maps = FeatureMaps(secateurs.trace(model, model.example()))
-    with pytest.raises(BudgetError, match=r"units or MACs, not of parameters"):
+    with pytest.raises(BudgetError, match=r"units or macs, not of params"):
         mask_budget(maps, Budget(params=0.5))
     with pytest.raises(BudgetError, match=r"a number for every group is needed.*\['conv1', 'conv2', 'fc1'\]"):
         mask_budget(maps, {})

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
     from secateurs.judging import Comparison, Oracle, compare, oracle
     from secateurs.lowered import Lowered, lowering
-    from secateurs.planning import Budget, Plan, Remove, plan
+    from secateurs.planning import Budget, LatencyModel, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
     from secateurs.sampling import Particles, particle_filter
     from secateurs.sensitivities import Sensitivity, sensitivity
     from secateurs.surgery import VerifyReport, apply, silenced, verify
+    from secateurs.timing import latency_model
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "Criterion",
     "Graph",
     "Group",
+    "LatencyModel",
     "Locked",
     "Lowered",
     "Oracle",
@@ -44,6 +46,7 @@ __all__ = [
     "VerifyReport",
     "apply",
     "compare",
+    "latency_model",
     "load",
     "lowering",
     "oracle",
@@ -64,12 +67,13 @@ _HOMES = {
     "graph": ("Cost", "Graph", "Group", "Locked", "Slice", "rule", "trace"),
     "judging": ("Comparison", "Oracle", "compare", "oracle"),
     "lowered": ("Lowered", "lowering"),
-    "planning": ("Budget", "Plan", "Remove", "plan"),
+    "planning": ("Budget", "LatencyModel", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),
     "sampling": ("Particles", "particle_filter"),
     "sensitivities": ("Sensitivity", "sensitivity"),
     "surgery": ("VerifyReport", "apply", "silenced", "verify"),
+    "timing": ("latency_model",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

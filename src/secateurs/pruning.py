@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from secateurs.aiming import aim
 from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.greedy import greedy
 from secateurs.criteria.normalizations import Normalization
@@ -15,15 +17,18 @@ from secateurs.criteria.protocol import Scores, resolve
 from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import BudgetError, TrainingError, UnknownNameError
 from secateurs.graph import Graph, Inputs, trace
+from secateurs.measure import latency_share
 from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.families import Scope
 from secateurs.planning.limits import Least, Limits, candidates, still_there
 from secateurs.planning.plan import Plan
-from secateurs.planning.ranking import Scope, plan
+from secateurs.planning.ranking import plan
 from secateurs.planning.schedules import Pace, paced_share
 from secateurs.recovery.repair import WAYS, Repair
 from secateurs.recovery.repair import repair as heal
 from secateurs.surgery.apply import apply
 from secateurs.surgery.verify import VerifyReport, verify
+from secateurs.timing import latency_model
 
 Selector: TypeAlias = Callable[[nn.Module, Graph, Plan], Plan]
 Selection: TypeAlias = Literal["independent", "greedy"] | Selector
@@ -75,6 +80,7 @@ def prune_steps(
     pace: Pace = "geometric",
     repair: str = "none",
     repair_data: Iterable[Any] | None = None,
+    timed_on: Inputs | None = None,
 ) -> Iterator[Step]:
     """Prune in steps: rank, cut, verify, hand over; and again when the caller asks for the next.
 
@@ -84,7 +90,8 @@ def prune_steps(
         criterion: How units are ranked; ranked anew in every step.
         budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between
             follow `pace`; a `Remove` is the number of units that leave in *each* step. None where
-            `shares` or `allocation` say it.
+            `shares` or `allocation` say it. For a budget in latency every step times some cuts, fits a
+            `LatencyModel` to them, and cuts again until the share that is *measured* here is met.
         steps: Number of steps.
         data: Batches for criteria that need data.
         loss_fn: Loss for criteria that need data.
@@ -106,6 +113,7 @@ def prune_steps(
             ``"linear"``, ``"cubic"`` or ``"one-shot"``; see `secateurs.planning.paced_share`.
         repair: What heals each cut before it is handed over, as `secateurs.recovery.repair` takes it.
         repair_data: Batches that the repair looks at, labelled or not; `data` if None.
+        timed_on: What a forward pass is timed on for a budget in latency; `inputs` if None.
 
     Yields:
         A `Step`; whatever is done to ``step.model`` before the next one counts.
@@ -148,16 +156,12 @@ def prune_steps(
     now = whole
     for number in range(1, steps + 1):
         scores, errors = _scored(current, graph, criterion, curves, data, loss_fn, normalization)
-        here = budget
-        if isinstance(budget, Budget):
-            goal = paced_share(pace, number / steps, budget.share)
-            here = now.budget_for(budget.quantity, goal, whole)
         left = still_there(graph, skip) if number > 1 else skip
         kept, least = limits.within(candidates(graph, kinds=kinds, skip=left), number / steps, pace)
-        decided = plan(
+        decide = partial(
+            plan,
             graph,
             scores,
-            here,
             scope=scope,
             round_to=round_to,
             kinds=kinds,
@@ -165,10 +169,20 @@ def prune_steps(
             allocation=kept if budget is None or kept else None,
             curves=errors,
             min_units=least,
-            rescore=greedy(current, graph, criterion) if selection == "greedy" else None,
         )
+        here, facts = budget, dict[str, Any]()
+        if isinstance(budget, Budget):
+            goal = paced_share(pace, number / steps, budget.share)
+            if budget.latency is None:
+                here = now.budget_for(budget.quantity, goal, whole)
+            else:
+                timed = inputs if timed_on is None else timed_on
+                decide.keywords["latency"] = latency_model(current, graph, timed)
+                here, facts = _aimed(model, current, decide, timed, goal)
+        decided = decide(here, rescore=greedy(current, graph, criterion) if selection == "greedy" else None)
         if callable(selection):
             decided = selection(current, graph, decided)
+        decided = replace(decided, source={**decided.source, **facts})
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()
         healed = None
@@ -187,6 +201,25 @@ def prune_steps(
         if number < steps:
             graph = trace(current, inputs)
             now = Amounts.of(graph, kinds=kinds, skip=skip, units=now.units - len(decided))
+
+
+def _aimed(
+    model: nn.Module, current: nn.Module, decide: Callable[[Budget], Plan], inputs: Inputs, goal: float
+) -> tuple[Budget, dict[str, Any]]:
+    """The budget for a cut of the current model that takes a share of the first model's time.
+
+    Returns:
+        The budget, as a share of the current model's forecast, and what was measured.
+    """
+
+    def cut(share: float) -> tuple[Plan, nn.Module]:
+        decided = decide(Budget(latency=share))
+        return decided, apply(current, decided)
+
+    start = goal if current is model else goal / latency_share(model, current, inputs)
+    found = aim(cut, partial(latency_share, model, inputs=inputs), goal, start)
+    facts = {"forecast": round(found.forecast, 4), "measured": round(found.measured, 4), "goal": goal}
+    return Budget(latency=found.forecast), {"latency": facts}
 
 
 def with_curves(criterion: AnyCriterion) -> AnyCriterion:

@@ -125,7 +125,7 @@ def mask_budget(granularity: Granularity, budget: Budget | Remove | Mapping[str,
     """What every mask has to meet.
 
     Raises:
-        BudgetError: It cannot be met, or is of parameters.
+        BudgetError: It cannot be met, or is of another quantity.
     """
     owners, least = granularity.owners, granularity.least
     everything = np.arange(len(owners))
@@ -141,7 +141,9 @@ def mask_budget(granularity: Granularity, budget: Budget | Remove | Mapping[str,
     if budget.units is not None:
         return ExactCounts(owners, least, [Stratum(everything, int(len(owners) * budget.units + 1e-9))])
     if budget.macs is None:
-        raise BudgetError("masks meet a budget of units or MACs, not of parameters", fix="Budget(macs=0.5)")
+        raise BudgetError(
+            f"masks meet a budget of units or macs, not of {budget.quantity}", fix="Budget(macs=0.5)"
+        )
     whole = granularity.macs(np.ones(len(owners), np.bool_))
     return ExactCost(owners, least, granularity.macs, budget.macs * whole)
 

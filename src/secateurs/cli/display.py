@@ -157,7 +157,7 @@ class Display:
         self.say(
             f"\ncut {facts['iteration']}/{facts['iterations']}: {facts['removed']} units leave, "
             f"{text.share(facts['macs_share'])} of the MACs and {text.share(facts['params_share'])} of the "
-            "parameters remain",
+            f"parameters remain{_timed(facts)}",
             "bold",
         )
         self.say(text.bars(facts["layers"], self._symbol))
@@ -191,6 +191,11 @@ class Display:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
+
+
+def _timed(facts: Mapping[str, Any]) -> str:
+    """The time that was measured, where that is the target."""
+    return f", {text.share(facts['latency_share'])} of the time" if "latency_share" in facts else ""
 
 
 def _repaired(facts: Mapping[str, Any]) -> str:

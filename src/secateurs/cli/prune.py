@@ -16,7 +16,11 @@ def prune(
     data: Annotated[str | None, typer.Option(help="Folder of images.", show_default="the run's own")] = None,
     remove: Annotated[int | None, typer.Option(min=1, help="Filters that leave in each iteration.")] = None,
     target: Annotated[
-        str | None, typer.Option(help="What remains at the end: macs=0.3, params=0.3 or units=0.3.")
+        str | None,
+        typer.Option(
+            help="What remains at the end: macs=0.3, params=0.3, units=0.3, or latency=0.5, the time of an "
+            "image as it is measured on this machine."
+        ),
     ] = None,
     iterations: Annotated[
         int | None,
@@ -144,6 +148,10 @@ def prune(
     Or down to a share of the multiply-accumulates, in steps that each take the same share:
 
     [bold]secateurs prune runs/train-vgg16 --target macs=0.3[/bold]
+
+    Or to half of the time of an image as it is measured on this machine:
+
+    [bold]secateurs prune runs/train-vgg16 --target latency=0.5[/bold]
 
     Or as far as each group can go alone (see secateurs sensitivity), all of them together:
 

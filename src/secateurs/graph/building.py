@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateurs.graph.cost import CostModel
+from secateurs.graph.cost import CallWork, CostModel, LengthStore, Term, Work
 from secateurs.graph.counts import Counted, Rescaling
 from secateurs.graph.expressions import Constant
 from secateurs.graph.groups import (
@@ -105,6 +105,7 @@ class GroupBuilder:
             mixers=self._mixers(groups),
             axes=axes,
             costs=self._costs(dims),
+            work=self._work(),
             unknown=dict(self._tracer.unknown),
             example_only=tuple(self._tracer.example_only),
             state=dict(self._tracer.own_state),
@@ -291,6 +292,27 @@ class GroupBuilder:
             for c in self._tracer.contractions
         ]
         return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
+
+    def _work(self) -> Work:
+        store, known = LengthStore(), {}
+
+        def term(fixed: float, dims: Sequence[Dim]) -> Term:
+            key = fixed, *(dim.size if not dim.factors else tuple(map(id, dim.factors)) for dim in dims)
+            if key not in known:
+                known[key] = store.term(fixed, [(dim.size, self.unit_factors(dim)) for dim in dims])
+            return known[key]
+
+        calls = tuple(
+            CallWork(
+                name=call.name,
+                macs=tuple(
+                    term(c.multiplier, c.dims) for c in self._tracer.contractions[slice(*call.contractions)]
+                ),
+                values=tuple(term(1.0, dims) for dims in call.tensors),
+            )
+            for call in self._tracer.called
+        )
+        return Work(tuple(store.lengths), calls)
 
     def refuse(self, spots: Iterable[Any]) -> None:
         """Let no attributes take the place of sizes at these places; the graph is stale then."""

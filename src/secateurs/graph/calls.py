@@ -59,7 +59,7 @@ class _Calls(TorchFunctionMode):
         called = as_steps(func)
         self._tracer.acts_on_calls |= called is not func
         out = self._tracer.recur(func, args, steps) if steps else called(*args, **kwargs)
-        self._tracer.leave_call(func, args, kwargs)
+        self._tracer.leave_call(func, args, kwargs, out)
         if func in (Tensor.numel, torch.numel, Tensor.nelement):
             return self._tracer.count(args[0] if args else kwargs["input"])
         if func == DEVICE and out.type == "meta":

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of any plan, in closed form."""
+"""Parameters, multiply-accumulates and the work of each call, of any plan, in closed form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 Indices: TypeAlias = npt.NDArray[np.int64]
-Lengths: TypeAlias = Sequence[tuple[int, tuple[Indices, ...]]]
+Length: TypeAlias = tuple[int, tuple[Indices, ...]]
+Lengths: TypeAlias = Sequence[Length]
+Term: TypeAlias = tuple[float, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,32 @@ class Cost:
         return self.params / max(whole.params, 1), self.macs / max(whole.macs, 1)
 
 
+class LengthStore:
+    """Distinct labelled dimensions, and products over them; equal dimensions are stored once.
+
+    Attributes:
+        lengths: Each as its length and its factors in unit numbers.
+    """
+
+    def __init__(self) -> None:
+        self.lengths: list[Length] = []
+        self._places: dict[tuple[int, bytes], int] = {}
+
+    def term(self, fixed: float, dims: Lengths) -> Term:
+        """A product as its fixed factor and the places of its labelled dimensions."""
+        places = []
+        for size, factors in dims:
+            if not factors:
+                fixed *= size
+                continue
+            key = (size, b"|".join(factor.tobytes() for factor in factors))
+            if key not in self._places:
+                self._places[key] = len(self.lengths)
+                self.lengths.append((size, factors))
+            places.append(self._places[key])
+        return fixed, tuple(places)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CostModel:
     """Products of lengths: a term a parameter, a term a contraction.
@@ -42,9 +70,9 @@ class CostModel:
         macs: The same for each contraction.
     """
 
-    lengths: tuple[tuple[int, tuple[Indices, ...]], ...]
-    params: tuple[tuple[float, tuple[int, ...]], ...]
-    macs: tuple[tuple[float, tuple[int, ...]], ...]
+    lengths: tuple[Length, ...]
+    params: tuple[Term, ...]
+    macs: tuple[Term, ...]
 
     @classmethod
     def build(
@@ -54,48 +82,67 @@ class CostModel:
         contractions: Sequence[tuple[float, Lengths]],
         buffers: AbstractSet[str],
     ) -> CostModel:
-        """Collect the terms; equal dimensions are stored once."""
-        store: dict[tuple[int, bytes], int] = {}
-        lengths: list[tuple[int, tuple[Indices, ...]]] = []
-
-        def term(fixed: float, dims: Lengths) -> tuple[float, tuple[int, ...]]:
-            places = []
-            for size, factors in dims:
-                if not factors:
-                    fixed *= size
-                    continue
-                key = (size, b"|".join(factor.tobytes() for factor in factors))
-                if key not in store:
-                    store[key] = len(lengths)
-                    lengths.append((size, factors))
-                places.append(store[key])
-            return fixed, tuple(places)
-
+        """Collect the terms."""
+        store = LengthStore()
         params = [
-            term(1.0, tensors[name]) if tensors.get(name) else (float(prod(shape)), ())
+            store.term(1.0, tensors[name]) if tensors.get(name) else (float(prod(shape)), ())
             for name, shape in shapes.items()
             if name not in buffers
         ]
-        macs = [term(multiplier, dims) for multiplier, dims in contractions]
-        return cls(tuple(lengths), tuple(params), tuple(macs))
-
-    def kept_lengths(self, gone: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """The length of every labelled dimension after a cut."""
-        kept = np.empty(len(self.lengths))
-        for place, (size, factors) in enumerate(self.lengths):
-            removed = gone[factors[0]]
-            for factor in factors[1:]:
-                removed = removed | gone[factor]
-            kept[place] = size - np.count_nonzero(removed)
-        return kept
+        macs = [store.term(multiplier, dims) for multiplier, dims in contractions]
+        return cls(tuple(store.lengths), tuple(params), tuple(macs))
 
     def evaluate(self, gone: npt.NDArray[np.bool_]) -> Cost:
         """The cost after the units in the mask are gone."""
-        kept = self.kept_lengths(gone)
+        kept = kept_lengths(self.lengths, gone)
         return Cost(params=_total(self.params, kept), macs=_total(self.macs, kept))
 
 
-def _total(terms: Sequence[tuple[float, tuple[int, ...]]], kept: npt.NDArray[np.float64]) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallWork:
+    """What one call of a torch function does, as products of lengths.
+
+    Args:
+        name: The function.
+        macs: Multiply-accumulates of all samples.
+        values: Numbers that it reads and writes: a term for each tensor that it is given and that it gives.
+    """
+
+    name: str
+    macs: tuple[Term, ...]
+    values: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """The calls of torch functions in one forward pass, in the order in which they run.
+
+    Args:
+        lengths: Every distinct labelled dimension, as in `CostModel`.
+        calls: One entry for each numbered call.
+    """
+
+    lengths: tuple[Length, ...]
+    calls: tuple[CallWork, ...]
+
+
+def kept_lengths(lengths: Sequence[Length], gone: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The length of every labelled dimension after a cut.
+
+    Args:
+        lengths: The dimensions.
+        gone: A mask over all units.
+    """
+    kept = np.empty(len(lengths))
+    for place, (size, factors) in enumerate(lengths):
+        removed = gone[factors[0]]
+        for factor in factors[1:]:
+            removed = removed | gone[factor]
+        kept[place] = size - np.count_nonzero(removed)
+    return kept
+
+
+def _total(terms: Sequence[Term], kept: npt.NDArray[np.float64]) -> int:
     total = 0.0
     for fixed, places in terms:
         for place in places:

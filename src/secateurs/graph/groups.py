@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from secateurs.graph.copying import registered_tensors, unsaved_buffers
-from secateurs.graph.cost import Cost, CostModel
+from secateurs.graph.cost import Cost, CostModel, Work
 from secateurs.graph.counts import CountCondition, CountConstraint, Mask, Rescaling, SizeTie
 from secateurs.graph.settling import CountSystem
 
@@ -147,6 +147,7 @@ class Graph:
     mixers: Mapping[str, str] = field(repr=False)
     axes: tuple[tuple[str, int, tuple[Indices, ...]], ...] = field(repr=False)
     costs: CostModel = field(repr=False)
+    work: Work = field(repr=False)
     unknown: Mapping[str, str] = field(default_factory=dict)
     rescalings: tuple[Rescaling, ...] = field(default=(), repr=False)
     example_only: tuple[str, ...] = ()

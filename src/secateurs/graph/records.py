@@ -73,3 +73,18 @@ class Read:
     argument: int
     dims: tuple[Dim, ...]
     contracted: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One call of a torch function.
+
+    Args:
+        name: The function.
+        contractions: Which of the contractions so far it made, as the first and the one behind the last.
+        tensors: The dimensions of each tensor that it was given and that it gave.
+    """
+
+    name: str
+    contractions: tuple[int, int]
+    tensors: tuple[tuple[Dim, ...], ...]

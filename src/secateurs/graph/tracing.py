@@ -26,14 +26,14 @@ from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
 from secateurs.graph.packed import call_tensors, results_of, tensors_in
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
-from secateurs.graph.records import Contraction, ParameterDim, Pass, Read, Record
+from secateurs.graph.records import CallRecord, Contraction, ParameterDim, Pass, Read, Record
 from secateurs.graph.recurrent import call_in_few_steps, share_of_steps
 from secateurs.graph.running import Inputs, call_model, numbers_of, source_line, without_data
 from secateurs.graph.spread import tie_copies
 from secateurs.graph.values import Answers, asks, value_of
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
-_OF_EVALUATION = ("contractions", "reads", "mixed", "bare")  # further passes add nothing to these
+_OF_EVALUATION = ("contractions", "reads", "mixed", "bare", "called")  # further passes add nothing to these
 
 
 class Tracer(Marks):
@@ -78,6 +78,8 @@ class Tracer(Marks):
         self.example_only: dict[str, None] = {}
         self.own_state: dict[str, str] = {}
         self.calls = 0
+        self.called: list[CallRecord] = []
+        self._first_contraction = 0
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -265,6 +267,7 @@ class Tracer(Marks):
     def enter_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is about to run."""
         self._derives_scale = False
+        self._first_contraction = len(self.contractions)
         rule = self._call_rules(func)
         if rule is not None:
             rule(self, args, kwargs)
@@ -286,15 +289,24 @@ class Tracer(Marks):
         ]
         return out
 
-    def leave_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A torch function has run: note where weights read activations."""
+    def leave_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """A torch function has run: note what it worked on, and where weights read activations."""
         if self._contracted:
             for place, tensor in enumerate(call_tensors(args, kwargs)):
                 if not self.is_weight(tensor):
                     self.reads.append(Read(self.calls, place, self.dims(tensor), tuple(self._contracted)))
         self._contracted = []
         self._derives_scale = False
-        self.calls += is_numbered(func)
+        if is_numbered(func):
+            tensors = (*call_tensors(args, kwargs), *results_of(out))
+            self.called.append(
+                CallRecord(
+                    getattr(func, "__name__", str(func)),
+                    (self._first_contraction, len(self.contractions)),
+                    tuple(self.dims(tensor) for tensor in tensors),
+                )
+            )
+            self.calls += 1
 
 
 _UNFLATTEN = frozenset((Tensor.unflatten, torch.unflatten))

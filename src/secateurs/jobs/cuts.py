@@ -6,18 +6,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from secateurs.criteria import Criterion, Random, names, normalization_names
 from secateurs.criteria.scoring import AnyCriterion
-from secateurs.errors import UnknownNameError
+from secateurs.errors import BudgetError, UnknownNameError
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
+from secateurs.measure import latency_share
 from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.limits import Limits, candidates, still_there
 from secateurs.planning.particles import FilterSettings
 from secateurs.progress import Observer, derive_seed
 from secateurs.pruning import Amounts, Selection, with_curves
 from secateurs.sampling import Particles
+from secateurs.surgery import apply
 
 PARTICLE_IMAGES = 500  # each of some three hundred masks is tried on them
 
@@ -43,23 +46,56 @@ def check_reach(settings: PruneSettings, graph: Graph) -> Limits:
         raise UnknownNameError("criterion", settings.usual_criterion, names())
     if settings.normalization is not None and settings.normalization not in normalization_names():
         raise UnknownNameError("normalization", settings.normalization, normalization_names())
-    alike = {group.name: torch.zeros(group.size) for group in graph.groups}
-    plan(
+    limits = Limits.of(
         graph,
-        alike,
-        _whole_budget(settings),
+        shares=settings.shares,
+        min_units=settings.min_units,
+        kinds=settings.cut_kinds,
+        skip=settings.skip,
+    )
+    budget = _whole_budget(settings)
+    if budget is not None or settings.shares:
+        _plan_alike(settings, graph, budget, shares=settings.shares)
+    return limits
+
+
+def check_latency(
+    settings: PruneSettings, graph: Graph, limits: Limits, model: nn.Module, image: Tensor
+) -> None:
+    """Refuse a target in latency that the smallest network misses, where it is measured now.
+
+    Raises:
+        BudgetError: It is out of reach; the message says how far one can go.
+    """
+    quantity, share = settings.target or ("", 1.0)
+    if quantity != "latency":
+        return
+    kept = {
+        group.name: limits.kept.get(group.name, limits.least[group.name])
+        for group in cuttable(graph, settings)
+    }
+    least = latency_share(model, apply(model, _plan_alike(settings, graph, allocation=kept)), image)
+    if least > share:
+        raise BudgetError(
+            f"latency={share:g} is out of reach: with every group at its smallest, {least:.4f} of the time "
+            "of an image remains",
+            fix="raise the target, lower --round-to, --min-units or --shares, or allow more --kinds",
+        )
+
+
+def _plan_alike(
+    settings: PruneSettings, graph: Graph, budget: Budget | Remove | None = None, **given: Any
+) -> Plan:
+    """A plan for units that are worth as much as each other."""
+    return plan(
+        graph,
+        {group.name: torch.zeros(group.size) for group in graph.groups},
+        budget,
         round_to=settings.round_to,
         kinds=settings.cut_kinds,
         skip=settings.skip,
-        shares=settings.shares,
         min_units=settings.min_units,
-    )
-    return Limits.of(
-        graph,
-        shares=settings.shares,
-        min_units=settings.min_units,
-        kinds=settings.cut_kinds,
-        skip=settings.skip,
+        **given,
     )
 
 
@@ -70,7 +106,7 @@ def _whole_budget(settings: PruneSettings) -> Budget | Remove | None:
     if settings.target is None:
         return None
     quantity, share = settings.target
-    return Budget(**{quantity: share})
+    return None if quantity == "latency" else Budget(**{quantity: share})
 
 
 def criterion_for(settings: PruneSettings, stage: int) -> str | Criterion:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.measure import accuracy, compare_latency, file_bytes, macs, parameters
-
-_SECONDS = 1.0  # to time one model for
-_LEAST, _MOST = 30, 300  # repeats
+from secateurs.measure.latency import repeats_for
 
 
 def top1(model: nn.Module, batches: Iterable[Any]) -> dict[str, Any]:
@@ -43,9 +41,7 @@ def speeds(models: Mapping[str, nn.Module], image: Tensor) -> dict[str, dict[str
         for model in models.values():
             model.to(device)
         label = "latency_ms" if device == "cpu" else "latency_cuda_ms"
-        quick = compare_latency(models, image, warmup=2, repeats=3)
-        slowest = max(measured.median_ms for measured in quick.values())
-        repeats = min(max(round(1000 * _SECONDS / slowest), _LEAST), _MOST)
+        repeats = repeats_for(models, image)
         for name, measured in compare_latency(models, image, repeats=repeats).items():
             numbers[name][label] = round(measured.median_ms, 4)
             if device == "cpu":

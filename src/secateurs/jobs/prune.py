@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateurs.errors import TrainingStoppedError
 from secateurs.graph import trace
-from secateurs.jobs.cuts import amounts_of, check_reach, layer_cuts
+from secateurs.jobs.cuts import amounts_of, check_latency, check_reach, layer_cuts
 from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
@@ -27,6 +27,7 @@ from secateurs.jobs.workplace import (
     open_run,
     threads,
 )
+from secateurs.measure import latency_share
 from secateurs.planning import Plan
 from secateurs.planning.limits import Limits
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
@@ -135,7 +136,9 @@ class _Pruning:
             self.job.doing("measure the model on the test images")
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
-            whole = amounts_of(trace(self.model.eval(), self.job.example()), self.settings)
+            graph = trace(self.model.eval(), self.job.example())
+            check_latency(self.settings, graph, self.limits, self.model, self.job.example(1))
+            whole = amounts_of(graph, self.settings)
             before["units"] = whole.units
             self.facts["before"], self.facts["whole"] = before, asdict(whole)
             self._keep()
@@ -150,17 +153,16 @@ class _Pruning:
 
     def _cut(self, stage: int) -> None:
         """Rank, cut, verify; then keep plan, picture and weights."""
-        whole, step = (
+        whole, speed = self.model, self._speed()
+        step = next_step(
+            self.job,
+            self.settings,
             self.model,
-            next_step(
-                self.job,
-                self.settings,
-                self.model,
-                stage,
-                limits=self.limits,
-                whole=Amounts(**self.facts["whole"]),
-                gone=sum(row["removed"] for row in self.facts["rows"]),
-            ),
+            stage,
+            limits=self.limits,
+            whole=Amounts(**self.facts["whole"]),
+            gone=sum(row["removed"] for row in self.facts["rows"]),
+            speed=speed,
         )
         self.model = step.model
         measured = sizes(self.model, self.job.example(1))
@@ -175,6 +177,8 @@ class _Pruning:
             "accuracy_cut": top1(self.model, self.job.validation_batches())["accuracy"],
             "layers": layer_cuts(step.graph, step.plan, self.settings),
         }
+        if "latency" in step.plan.source:
+            row["latency_share"] = speed * step.plan.source["latency"]["measured"]
         row |= self._repair(whole, step.plan, row["accuracy_cut"])
         self.job.run.save_plan(len(self.inherited) + stage, step.plan)
         draw_cut(row, self.job.run.path, name=self.name, cuts=self.settings.iterations)
@@ -189,6 +193,12 @@ class _Pruning:
             whole, plan = self.origin.model().to(self.job.device), earlier.then(plan)
         how, images = self.settings.repair, self.settings.repair_images
         return repaired(self.job, whole, self.model, plan, how=how, images=images, accuracy=accuracy)
+
+    def _speed(self) -> float:
+        """For a target in latency the time of the model as a share of what it was before the first cut."""
+        if self.settings.target is None or self.settings.target[0] != "latency" or not self.facts["cuts"]:
+            return 1.0
+        return latency_share(self.origin.model().to(self.job.device), self.model, self.job.example(1))
 
     def _own_plans(self) -> list[Plan]:
         """The cuts of this job that the model has behind it."""

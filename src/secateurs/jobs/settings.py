@@ -17,7 +17,7 @@ from secateurs.recovery.repair import WAYS
 if TYPE_CHECKING:
     from secateurs.data import DataSource
 
-TARGETS = ("macs", "params", "units")
+TARGETS = ("macs", "params", "units", "latency")
 SELECTIONS = ("greedy", "independent", "particles")
 ALLOCATIONS = ("error", "none")
 STOPS = ("accuracy-drop",)
@@ -143,7 +143,8 @@ class PruneSettings(JobSettings):
         source: The run directory of the trained model.
         data: Another folder of images; those that the model was trained on if ``None``.
         remove: Units that leave in each iteration. Either this or ``target``.
-        target: What remains after the last iteration: ``("macs", 0.3)``; also ``"params"`` and ``"units"``.
+        target: What remains after the last iteration: ``("macs", 0.3)``; also ``"params"``, ``"units"`` and
+            ``"latency"``, the time of one image on the job's device, which is measured.
         iterations: Rounds of rank, cut and fine-tune. The shares on the way to a target are spaced
             geometrically, so that each round takes the same share of what the one before left.
         criterion: The name of a criterion; if ``None``, ``"taylor"``, and on images without labels
@@ -204,7 +205,7 @@ class PruneSettings(JobSettings):
         if self.target is not None:
             quantity, share = self.target
             if quantity not in TARGETS or not 0 < share <= 1:
-                rule = "a target is one of macs, params, units and a share in (0, 1]"
+                rule = f"a target is one of {', '.join(TARGETS)} and a share in (0, 1]"
                 raise BudgetError(f"{rule}, got {quantity}={share}", fix="--target macs=0.3")
         for name, value, least in (
             ("remove", self.remove, 1),

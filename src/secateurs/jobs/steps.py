@@ -30,6 +30,7 @@ def next_step(
     limits: Limits,
     whole: Amounts,
     gone: int,
+    speed: float = 1.0,
 ) -> Step:
     """Rank, cut and prove once.
 
@@ -41,6 +42,7 @@ def next_step(
         limits: What is asked of single groups, in units of the model before the first cut.
         whole: What that model had of each quantity that can be a target.
         gone: The units that the rounds before have taken.
+        speed: The time of the model as it is now, as a share of that model's; for a target in latency.
 
     Returns:
         The smaller model, its plan and the proof.
@@ -52,7 +54,7 @@ def next_step(
         model.eval().requires_grad_(True),
         job.example(),
         criterion=criterion_for(settings, stage),
-        budget=_budget(settings, stage, graph, whole, gone),
+        budget=_budget(settings, stage, graph, whole, gone, speed),
         data=job.ranking_batches(settings.rank_images),
         loss_fn=cross_entropy,
         scope="local" if settings.scope == "local" else "global",
@@ -64,12 +66,13 @@ def next_step(
         curves=curves_for(settings),
         selection=selection_for(settings, stage, job.validation_batches(PARTICLE_IMAGES), job.tell),
         normalization=settings.normalization,
+        timed_on=job.example(1),
     )
     return next(steps)
 
 
 def _budget(
-    settings: PruneSettings, stage: int, graph: Graph, whole: Amounts, gone: int
+    settings: PruneSettings, stage: int, graph: Graph, whole: Amounts, gone: int, speed: float
 ) -> Budget | Remove | None:
     """What is to remain of the model as it is now, so that the last round meets the target."""
     if settings.remove is not None:
@@ -77,6 +80,8 @@ def _budget(
     if settings.target is None:
         return None
     quantity, share = settings.target
-    now = amounts_of(graph, settings, units=whole.units - gone)
     goal = paced_share(settings.usual_pace, stage / settings.iterations, share)
+    if quantity == "latency":
+        return Budget(latency=min(1.0, goal / speed))
+    now = amounts_of(graph, settings, units=whole.units - gone)
     return now.budget_for(quantity, goal, whole)

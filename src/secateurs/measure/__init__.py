@@ -9,7 +9,7 @@ from torch import nn
 
 from secateurs.graph.running import Inputs
 from secateurs.measure.accuracy import Accuracy, accuracy
-from secateurs.measure.latency import Latency, compare_latency, latency_ms
+from secateurs.measure.latency import Latency, compare_latency, latency_ms, latency_share
 from secateurs.measure.size import file_bytes, macs, parameters
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "compare_latency",
     "file_bytes",
     "latency_ms",
+    "latency_share",
     "macs",
     "measure",
     "parameters",

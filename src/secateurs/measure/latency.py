@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateurs.graph.running import Inputs, call_model, modes_kept
 
+_SECONDS = 1.0  # to time one model for
+_LEAST, _MOST = 30, 300  # repeats
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
@@ -79,6 +82,53 @@ def compare_latency(
     Returns:
         Median and percentiles in milliseconds, by name.
     """
+    times = _in_turns(models, inputs, warmup, repeats, threads)
+    with _threads(threads):
+        used = torch.get_num_threads()
+    return {name: _summary(values, used, str(_device(models[name]))) for name, values in times.items()}
+
+
+def latency_share(
+    model: nn.Module,
+    smaller: nn.Module,
+    inputs: Inputs,
+    *,
+    warmup: int = 5,
+    repeats: int | None = None,
+    threads: int | None = None,
+) -> float:
+    """The time of a forward pass of one model as a share of another's.
+
+    The median of the ratios of two passes that follow each other. On a machine that does other work, times
+    fall into several clusters, and a ratio of medians hangs on which of them each median lies in; the ratio
+    of neighbours does not.
+
+    Args:
+        model: What the share is of.
+        smaller: The other model.
+        inputs: Example inputs for both.
+        warmup: Pairs that are not timed.
+        repeats: Pairs that are; as many as take the slower model a second if None, 30 to 300.
+        threads: Threads for the CPU; torch's current number if None.
+
+    Returns:
+        The share.
+
+    Example:
+        >>> large, small = nn.Linear(2000, 2000), nn.Linear(2000, 20)
+        >>> latency_share(large, small, torch.zeros(64, 2000)) < 0.5
+        True
+    """
+    both = {"model": model, "smaller": smaller}
+    count = repeats_for(both, inputs) if repeats is None else repeats
+    times = _in_turns(both, inputs, warmup, count, threads)
+    return statistics.median(b / a for a, b in zip(times["model"], times["smaller"], strict=True))
+
+
+def _in_turns(
+    models: Mapping[str, nn.Module], inputs: Inputs, warmup: int, repeats: int, threads: int | None
+) -> dict[str, list[float]]:
+    """Milliseconds of each pass of each model."""
     if repeats < 1:
         raise ValueError(f"repeats >= 1 must hold, got repeats={repeats}")
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -86,14 +136,20 @@ def compare_latency(
         for model in models.values():
             model.eval()
         placed = {name: _beside(model, inputs) for name, model in models.items()}
-        used = torch.get_num_threads()
         with torch.no_grad():
             for number in range(warmup + repeats):
                 for name, model in models.items():
                     elapsed = _once(model, placed[name])
                     if number >= warmup:
                         times[name].append(elapsed * 1000)
-    return {name: _summary(values, used, str(_device(models[name]))) for name, values in times.items()}
+    return times
+
+
+def repeats_for(models: Mapping[str, nn.Module], inputs: Inputs) -> int:
+    """How often to time models so that the slowest takes about a second: 30 to 300 times."""
+    quick = compare_latency(models, inputs, warmup=2, repeats=3)
+    slowest = max(measured.median_ms for measured in quick.values())
+    return min(max(round(1000 * _SECONDS / slowest), _LEAST), _MOST)
 
 
 def _once(model: nn.Module, inputs: Inputs) -> float:

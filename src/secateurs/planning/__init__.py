@@ -1,6 +1,7 @@
 """Deciding which units leave."""
 
 from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.latency import LatencyModel
 from secateurs.planning.parts import AxisCut, GroupCut, IntegerChange, RowScale
 from secateurs.planning.plan import Plan
 from secateurs.planning.ranking import plan
@@ -12,6 +13,7 @@ __all__ = [
     "Budget",
     "GroupCut",
     "IntegerChange",
+    "LatencyModel",
     "Plan",
     "Remove",
     "RowScale",

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from secateurs.errors import PlanError, UnknownNameError
-from secateurs.graph.cost import CostModel
+from secateurs.graph.cost import CostModel, Length, Term
 from secateurs.graph.counts import Counted
 from secateurs.graph.groups import Graph, Group
 
@@ -55,8 +55,8 @@ def spending_order(
         groups: Those of its groups that are cut.
         curves: For each of them the error after 0 to ``size - 1`` units have left, in one measure for all.
         savings: For the number of units that *every* group of the graph keeps, ``(groups of the graph,)``,
-            what one unit fewer of each would save, same shape. See `marginal_savings`; a table of measured
-            latencies gives its own.
+            what one unit fewer of each would save, same shape. See `marginal_savings` and
+            `product_savings`, which takes the terms of a latency model.
         multiples: What each group's count is a multiple of; 1 by default.
         least: How many units each group keeps at least; 1 by default.
         kept: Numbers of units that are given, by group name; of these groups no unit leaves here.
@@ -176,17 +176,31 @@ def marginal_savings(graph: Graph, quantity: str) -> Savings:
     if quantity == "units":
         return np.ones_like
     costs: CostModel = graph.costs
+    return product_savings(graph, costs.lengths, costs.macs if quantity == "macs" else costs.params)
+
+
+def product_savings(graph: Graph, lengths: Sequence[Length], terms: Sequence[Term]) -> Savings:
+    """What one unit fewer of each group saves of a sum of products of lengths.
+
+    Args:
+        graph: The graph.
+        lengths: The dimensions that the products are of.
+        terms: The products.
+
+    Returns:
+        As `marginal_savings`.
+    """
     sizes = np.asarray([group.size for group in graph.groups], np.int64)
     owner = np.repeat(np.arange(len(sizes)), sizes)
-    counted = [Counted.of(size, factors, owner, sizes) for size, factors in costs.lengths]
+    counted = [Counted.of(size, factors, owner, sizes) for size, factors in lengths]
     fixed = np.asarray([each.fixed for each in counted], np.float64)
     owners = [place for place, each in enumerate(counted) for _ in each.terms]
-    lengths = _Products([term for each in counted for term in each.terms], len(sizes))
-    total = _Products(costs.macs if quantity == "macs" else costs.params, len(counted))
+    of_counts = _Products([term for each in counted for term in each.terms], len(sizes))
+    total = _Products(terms, len(counted))
 
     def savings(kept: Numbers) -> Numbers:
-        now = fixed + np.bincount(owners, lengths.values(kept), len(counted))
-        return lengths.gradient(kept, total.gradient(now, np.ones(len(total.scale)))[owners])
+        now = fixed + np.bincount(owners, of_counts.values(kept), len(counted))
+        return of_counts.gradient(kept, total.gradient(now, np.ones(len(total.scale)))[owners])
 
     return savings
 
@@ -194,7 +208,7 @@ def marginal_savings(graph: Graph, quantity: str) -> Savings:
 class _Products:
     """Products of some variables each, ``scale x_a x_b ...``, and the gradient of their weighted sum."""
 
-    def __init__(self, terms: Sequence[tuple[float, tuple[int, ...]]], variables: int) -> None:
+    def __init__(self, terms: Sequence[Term], variables: int) -> None:
         widest = max((len(places) for _, places in terms), default=0)
         self.scale = np.asarray([scale for scale, _ in terms], np.float64)
         padded = [(*places, *[variables] * (widest - len(places))) for _, places in terms]

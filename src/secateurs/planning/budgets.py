@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from secateurs.errors import BudgetError
 
+QUANTITIES = ("units", "params", "macs", "latency")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
@@ -15,6 +17,8 @@ class Budget:
         units: Share of the units of the groups that may be cut.
         params: Share of the model's parameters.
         macs: Share of its multiply-accumulates.
+        latency: Share of the time of a forward pass. `secateurs.plan` forecasts it with a
+            `secateurs.LatencyModel`; `secateurs.prune_steps` measures as well, and cuts until it is met.
 
     Raises:
         BudgetError: Not exactly one share is given, or it is not in (0, 1].
@@ -27,25 +31,21 @@ class Budget:
     units: float | None = None
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            name: getattr(self, name)
-            for name in ("units", "params", "macs")
-            if getattr(self, name) is not None
-        }
+        given = {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
         if len(given) != 1:
-            raise BudgetError(
-                f"a budget states exactly one of units, params, macs; got {given}", fix="Budget(macs=0.5)"
-            )
+            names = ", ".join(QUANTITIES)
+            raise BudgetError(f"a budget states exactly one of {names}; got {given}", fix="Budget(macs=0.5)")
         for name, share in given.items():
             if not 0 < share <= 1:
                 raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=f"Budget({name}=0.5)")
 
     @property
     def quantity(self) -> str:
-        """What is budgeted: ``units``, ``params`` or ``macs``."""
-        return next(name for name in ("units", "params", "macs") if getattr(self, name) is not None)
+        """What is budgeted: ``units``, ``params``, ``macs`` or ``latency``."""
+        return next(name for name in QUANTITIES if getattr(self, name) is not None)
 
     @property
     def share(self) -> float:

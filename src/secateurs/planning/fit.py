@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import lcm
 from typing import TypeAlias
 
 from secateurs.graph.groups import Graph, Group
@@ -19,6 +20,7 @@ class Fit:
         round_to: What a group's count is a multiple of; heads and whole convolution groups are not rounded,
             since they are not the width of anything.
         least: What a group keeps at least, by name; one unit where nothing is said.
+        blocks: What the counts of single groups are to be multiples of besides, by name.
     """
 
     def __init__(
@@ -27,10 +29,14 @@ class Fit:
         groups: Sequence[Group],
         round_to: int,
         least: Mapping[str, int] | None = None,
+        blocks: Mapping[str, int] | None = None,
     ) -> None:
         self._graph, self._groups, self._least = graph, groups, least or {}
         self._multiples = {
-            g.name: 1 if g.kind in ("head", "conv_group", "branch") else round_to for g in groups
+            g.name: 1
+            if g.kind in ("head", "conv_group", "branch")
+            else lcm(round_to, (blocks or {}).get(g.name, 1))
+            for g in groups
         }
         self._free = [group.name in self._multiples for group in graph.groups]
         self._counts = graph.counts.loosened(self._free)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,28 @@ from secateurs.errors import BudgetError, PlanError
 from secateurs.graph.groups import Graph, Group
 from secateurs.planning.allocation import (
     Allocation,
+    Savings,
     counts_and_curves,
     marginal_savings,
-    spending_order,
+    product_savings,
 )
 from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.families import (
+    Curves,
+    Family,
+    Orders,
+    Scope,
+    first_cut,
+    last_cut,
+    ranked_cuts,
+    spent_cuts,
+)
 from secateurs.planning.fit import Counts, Fit
+from secateurs.planning.latency import LatencyModel
 from secateurs.planning.limits import Least, Limits, candidates, check_skip
 from secateurs.planning.plan import Plan
 
-Scope: TypeAlias = Literal["global", "local"]
-Orders: TypeAlias = Mapping[str, npt.NDArray[np.int64]]
 RemovedUnits: TypeAlias = dict[str, npt.NDArray[np.int64]]
-Curves: TypeAlias = Mapping[str, torch.Tensor]
-Family: TypeAlias = tuple[Callable[[int], Counts], int]
 Rescore: TypeAlias = Callable[[Group, Mapping[str, npt.NDArray[np.int64]]], torch.Tensor]
 
 
@@ -45,6 +54,7 @@ def plan(
     allocation: Allocation | None = None,
     curves: Curves | None = None,
     rescore: Rescore | None = None,
+    latency: LatencyModel | None = None,
 ) -> Plan:
     """Choose the units that leave: the least important ones, until the budget is met.
 
@@ -78,6 +88,8 @@ def plan(
         rescore: Called for one group after another, in the order in which the forward pass reads their units,
             with the units that leave the groups before; gives the importances that decide which units of
             this group leave. How many is decided by `scores`. See `secateurs.criteria.greedy`.
+        latency: Forecasts the time for a budget in latency; groups keep multiples of the blocks that kernels
+            compute in.
 
     Returns:
         The plan, with the forecast of its cost.
@@ -108,20 +120,28 @@ def plan(
         raise BudgetError(
             "say how much is to leave: a budget, shares or an allocation", fix="Budget(macs=0.5)"
         )
+    if isinstance(budget, Budget) and budget.latency is not None and latency is None:
+        raise BudgetError(
+            f"latency={budget.latency:g} needs a latency model, which forecasts the time of a cut",
+            fix="plan(..., latency=secateurs.latency_model(model, graph, inputs))",
+        )
     check_skip(graph, skip)
     groups = candidates(graph, kinds=kinds, skip=skip)
     numbers, found = counts_and_curves(allocation, scores)
     limits = Limits.of(graph, shares=shares, min_units=min_units, allocation=numbers, kinds=kinds, skip=skip)
     curves = curves if found is None else found
     order = {group.name: _ascending(group, scores) for group in groups}
-    fit = Fit(graph, groups, round_to, limits.least)
-    family = (
-        _cuts(groups, order, scores, scope, fit, limits.kept)
-        if curves is None
-        else _spent(graph, groups, curves, budget, fit, limits.kept)
-    )
-    rule: Scope = scope if curves is None else "global"
-    counts = _search(graph, groups, order, budget, rule, fit, limits.kept, family)
+    timed = latency if isinstance(budget, Budget) and budget.latency is not None else None
+    fit = Fit(graph, groups, round_to, limits.least, None if timed is None else timed.blocks)
+    if curves is None:
+        family = ranked_cuts(groups, order, scores, scope, fit, limits.kept)
+    else:
+        scope, savings = "global", _savings(graph, budget, timed)
+        family = spent_cuts(graph, groups, curves, savings, fit, limits.kept)
+    if scope == "local" and isinstance(budget, Budget) and budget.units is not None and not limits.kept:
+        counts = fit([group.size - int(group.size * budget.units + 1e-9) for group in groups])
+    else:
+        counts = _search(groups, budget, family, partial(_remaining, graph, groups, order, budget, timed))
     if rescore is None:
         removed = {name: order[name][:count] for name, count in counts.items() if count}
     else:
@@ -174,14 +194,10 @@ def _ascending(group: Group, scores: Mapping[str, torch.Tensor]) -> npt.NDArray[
 
 
 def _search(
-    graph: Graph,
     groups: Sequence[Group],
-    order: Orders,
     budget: Budget | Remove | None,
-    scope: Scope,
-    fit: Fit,
-    kept: Mapping[str, int],
     family: Family,
+    remaining: Callable[[Counts], float],
 ) -> Counts:
     """The smallest cut that meets the budget, by bisection: removing more never costs more."""
     cut, steps = family
@@ -200,115 +216,36 @@ def _search(
                 f"{budget.units} units are to leave, but the shares given to single groups remove {given}",
                 fix=f"Remove({given}), or larger shares",
             )
-        return _last(steps, lambda step: sum(cut(step).values()) <= budget.units, cut)
-    if scope == "local" and budget.units is not None and not kept:
-        return fit([group.size - int(group.size * budget.units + 1e-9) for group in groups])
-
-    def remaining(counts: Counts) -> float:
-        if budget.units is not None:
-            return 1 - sum(counts.values()) / sum(group.size for group in groups)
-        after = graph.cost({name: order[name][:count] for name, count in counts.items()})
-        return after.share_of(graph.cost())[0 if budget.params is not None else 1]
-
+        return last_cut(steps, lambda step: sum(cut(step).values()) <= budget.units, cut)
     if remaining(most) > budget.share + 1e-12:
         raise BudgetError(
             f"{budget.quantity}={budget.share:g} is out of reach: with every group at its smallest, "
             f"{budget.quantity}={remaining(most):.4f} remains",
             fix="raise the budget, lower round_to, min_units or shares, or allow more kinds of groups",
         )
-    return _first(steps, lambda step: remaining(cut(step)) <= budget.share + 1e-12, cut)
+    return first_cut(steps, lambda step: remaining(cut(step)) <= budget.share + 1e-12, cut)
 
 
-def _cuts(
-    groups: Sequence[Group],
-    order: Orders,
-    scores: Mapping[str, torch.Tensor],
-    scope: Scope,
-    fit: Fit,
-    kept: Mapping[str, int],
-) -> Family:
-    """A family of cuts, each a superset of the one before, and the number of the largest."""
-    free = np.array([group.name not in kept for group in groups])
-    if scope == "local":
-        given = np.array([group.size - kept.get(group.name, group.size) for group in groups])
-        sizes = np.array([group.size for group in groups])
-        steps = max(1000, int(sizes.max()))
-
-        def alike(step: int) -> Counts:
-            return fit((given + free * np.ceil(sizes * step / steps - 1e-9).astype(np.int64)).tolist())
-
-        return alike, steps
-    least = {group.name: fit.least(group.name) if group.name not in kept else group.size for group in groups}
-    return _one_by_one(groups, _ranked(groups, order, scores, least), fit, kept)
-
-
-def _spent(
+def _remaining(
     graph: Graph,
     groups: Sequence[Group],
-    curves: Curves,
-    budget: Budget | Remove | None,
-    fit: Fit,
-    kept: Mapping[str, int],
-) -> Family:
-    """The same, where each cut goes on from the one before where the error is least for what it saves."""
-    order = spending_order(
-        graph,
-        groups,
-        curves,
-        marginal_savings(graph, budget.quantity if isinstance(budget, Budget) else "units"),
-        multiples=[fit.multiple(group.name) for group in groups],
-        least=[fit.least(group.name) for group in groups],
-        kept=kept,
-    )
-    return _one_by_one(groups, order, fit, kept)
-
-
-def _one_by_one(
-    groups: Sequence[Group], owners: npt.NDArray[np.int64], fit: Fit, kept: Mapping[str, int]
-) -> Family:
-    """Cuts in which one unit leaves after the other, of the groups that are named in this order."""
-    given = np.array([group.size - kept.get(group.name, group.size) for group in groups])
-
-    def cut(step: int) -> Counts:
-        return fit((given + np.bincount(owners[:step], minlength=len(groups))).tolist())
-
-    return cut, len(owners)
-
-
-def _first(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]) -> Counts:
-    """The first cut for which a condition holds that stays true once it is."""
-    low, high = 0, steps
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return cut(low)
-
-
-def _last(steps: int, holds: Callable[[int], bool], cut: Callable[[int], Counts]) -> Counts:
-    """The last cut for which a condition holds that stays false once it is not."""
-    low, high = 0, steps
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return cut(low)
-
-
-def _ranked(
-    groups: Sequence[Group],
     order: Orders,
-    scores: Mapping[str, torch.Tensor],
-    least: Mapping[str, int],
-) -> npt.NDArray[np.int64]:
-    """The group of each unit in ascending order of importance, without the best units that have to stay.
+    budget: Budget | Remove | None,
+    latency: LatencyModel | None,
+    counts: Counts,
+) -> float:
+    """The share of what is budgeted that remains after so many units of each group have left."""
+    if not isinstance(budget, Budget) or budget.units is not None:
+        return 1 - sum(counts.values()) / sum(group.size for group in groups)
+    removed = {name: order[name][:count] for name, count in counts.items()}
+    if latency is not None:
+        return latency.ms(removed) / latency.ms()
+    after = graph.cost(removed)
+    return after.share_of(graph.cost())[0 if budget.params is not None else 1]
 
-    One stable sort of all units serves every step of the bisection, and breaks ties alike each time; a
-    selection of the lowest ones by partition would do neither.
-    """
-    values, owners = [], []
-    for place, group in enumerate(groups):
-        able = group.size - least[group.name]
-        mine = np.asarray(torch.as_tensor(scores[group.name]).detach().cpu(), np.float64)[order[group.name]]
-        values.append(mine[:able])
-        owners.append(np.full(able, place, np.int64))
-    ranked: npt.NDArray[np.int64] = np.concatenate(owners)[np.argsort(np.concatenate(values), kind="stable")]
-    return ranked
+
+def _savings(graph: Graph, budget: Budget | Remove | None, latency: LatencyModel | None) -> Savings:
+    """What a unit saves of what is budgeted."""
+    if latency is not None:
+        return product_savings(graph, graph.work.lengths, latency.terms())
+    return marginal_savings(graph, budget.quantity if isinstance(budget, Budget) else "units")

@@ -12,8 +12,8 @@ from secateurs.criteria.protocol import unit_sums
 from secateurs.errors import TrainingError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group, Slice, fingerprint_of
+from secateurs.planning.families import Scope
 from secateurs.planning.limits import candidates, check_skip
-from secateurs.planning.ranking import Scope
 from secateurs.recovery.regularizer import Regularizer
 
 Parameters = Mapping[str, nn.Parameter]

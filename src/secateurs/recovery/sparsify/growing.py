@@ -11,8 +11,9 @@ from torch import nn
 from secateurs.criteria.scoring import score
 from secateurs.graph.groups import Graph
 from secateurs.planning.budgets import Budget
+from secateurs.planning.families import Scope
 from secateurs.planning.plan import Plan
-from secateurs.planning.ranking import Scope, plan
+from secateurs.planning.ranking import plan
 from secateurs.progress import State
 from secateurs.recovery.sparsify.base import (
     Sparsifier,

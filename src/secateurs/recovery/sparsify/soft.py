@@ -14,8 +14,9 @@ from secateurs.criteria.scoring import score
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group, Slice
 from secateurs.planning.budgets import Budget
+from secateurs.planning.families import Scope
 from secateurs.planning.plan import Plan
-from secateurs.planning.ranking import Scope, plan
+from secateurs.planning.ranking import plan
 from secateurs.progress import State
 from secateurs.recovery.sparsify.base import Sparsifier, check_share, trained_parameters
 
