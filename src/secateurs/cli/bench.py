@@ -45,10 +45,11 @@ def bench(
             for name, network, place in ((model, first, "first"), (other, second, "second"))
         ]
         ratios = {
-            key: round(numbers[0][key] / numbers[1][key], 4)
-            for key in ("params", "macs", "file_bytes", "latency_ms", "latency_cuda_ms")
-            if key in numbers[0]
+            key: round(numbers[0][key] / numbers[1][key], 4) for key in ("params", "macs", "file_bytes")
         }
+        for kind in ("latency", "latency_cuda"):  # by passes that follow each other
+            if f"{kind}_share" in numbers[1]:
+                ratios[f"{kind}_ms"] = round(1 / numbers[1][f"{kind}_share"], 4)
         if json:
             common.print_json({"models": numbers, "ratio": ratios, "input_size": list(shape)})
         else:

@@ -112,7 +112,9 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     ):
         if key in before and key in after:
             old, new = before[key], after[key]
-            rows.append((label, shape(old), shape(new), ratio(old, new)))
+            lasts = after.get(f"{key.removesuffix('_ms')}_share")  # told by passes that follow each other
+            less = ratio(old, new) if lasts is None else ratio(1.0, lasts)
+            rows.append((label, shape(old), shape(new), less))
     return table(("", "before", "after", ""), rows)
 
 

@@ -26,6 +26,9 @@ def sizes(model: nn.Module, image: Tensor) -> dict[str, Any]:
 def speeds(models: Mapping[str, nn.Module], image: Tensor) -> dict[str, dict[str, Any]]:
     """``latency_ms`` of one image on the CPU with its spread, and ``latency_cuda_ms`` if there is a GPU.
 
+    With each comes a share, such as ``latency_share``: of the time of the first model, by passes that follow
+    each other.
+
     The models take turns, so that a change of the machine's clock or load meets them alike.
 
     Args:
@@ -40,10 +43,11 @@ def speeds(models: Mapping[str, nn.Module], image: Tensor) -> dict[str, dict[str
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for model in models.values():
             model.to(device)
-        label = "latency_ms" if device == "cpu" else "latency_cuda_ms"
+        label = "latency" if device == "cpu" else "latency_cuda"
         repeats = repeats_for(models, image)
         for name, measured in compare_latency(models, image, repeats=repeats).items():
-            numbers[name][label] = round(measured.median_ms, 4)
+            numbers[name][f"{label}_ms"] = round(measured.median_ms, 4)
+            numbers[name][f"{label}_share"] = round(measured.share, 4)
             if device == "cpu":
                 numbers[name] |= {
                     "latency_p10_ms": round(measured.p10_ms, 4),

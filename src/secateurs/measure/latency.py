@@ -26,6 +26,9 @@ class Latency:
         median_ms: Milliseconds, the median.
         p10_ms: The tenth percentile.
         p90_ms: The ninetieth percentile.
+        share: The time as a share of the first model's that it was compared with: the median of the ratios of
+            passes that follow each other. On a machine that does other work times fall into several
+            clusters, and a ratio of medians hangs on which of them each median lies in; this does not.
         repeats: Runs that were timed.
         threads: Threads that torch used on the CPU.
         device: Where the model ran.
@@ -34,6 +37,7 @@ class Latency:
     median_ms: float
     p10_ms: float
     p90_ms: float
+    share: float
     repeats: int
     threads: int
     device: str
@@ -82,10 +86,22 @@ def compare_latency(
     Returns:
         Median and percentiles in milliseconds, by name.
     """
-    times = _in_turns(models, inputs, warmup, repeats, threads)
-    with _threads(threads):
+    if repeats < 1:
+        raise ValueError(f"repeats >= 1 must hold, got repeats={repeats}")
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with _threads(threads), modes_kept(*models.values()):
+        for model in models.values():
+            model.eval()
+        placed = {name: _beside(model, inputs) for name, model in models.items()}
         used = torch.get_num_threads()
-    return {name: _summary(values, used, str(_device(models[name]))) for name, values in times.items()}
+        with torch.no_grad():
+            for number in range(warmup + repeats):
+                for name, model in models.items():
+                    elapsed = _once(model, placed[name])
+                    if number >= warmup:
+                        times[name].append(elapsed * 1000)
+    first = next(iter(times.values()), [])
+    return {name: _summary(values, first, used, str(_device(models[name]))) for name, values in times.items()}
 
 
 def latency_share(
@@ -99,9 +115,7 @@ def latency_share(
 ) -> float:
     """The time of a forward pass of one model as a share of another's.
 
-    The median of the ratios of two passes that follow each other. On a machine that does other work, times
-    fall into several clusters, and a ratio of medians hangs on which of them each median lies in; the ratio
-    of neighbours does not.
+    The median of the ratios of two passes that follow each other, see `Latency`.
 
     Args:
         model: What the share is of.
@@ -121,28 +135,8 @@ def latency_share(
     """
     both = {"model": model, "smaller": smaller}
     count = repeats_for(both, inputs) if repeats is None else repeats
-    times = _in_turns(both, inputs, warmup, count, threads)
-    return statistics.median(b / a for a, b in zip(times["model"], times["smaller"], strict=True))
-
-
-def _in_turns(
-    models: Mapping[str, nn.Module], inputs: Inputs, warmup: int, repeats: int, threads: int | None
-) -> dict[str, list[float]]:
-    """Milliseconds of each pass of each model."""
-    if repeats < 1:
-        raise ValueError(f"repeats >= 1 must hold, got repeats={repeats}")
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with _threads(threads), modes_kept(*models.values()):
-        for model in models.values():
-            model.eval()
-        placed = {name: _beside(model, inputs) for name, model in models.items()}
-        with torch.no_grad():
-            for number in range(warmup + repeats):
-                for name, model in models.items():
-                    elapsed = _once(model, placed[name])
-                    if number >= warmup:
-                        times[name].append(elapsed * 1000)
-    return times
+    found = compare_latency(both, inputs, warmup=warmup, repeats=count, threads=threads)
+    return found["smaller"].share
 
 
 def repeats_for(models: Mapping[str, nn.Module], inputs: Inputs) -> int:
@@ -163,13 +157,14 @@ def _once(model: nn.Module, inputs: Inputs) -> float:
     return time.perf_counter() - started
 
 
-def _summary(values: list[float], threads: int, device: str) -> Latency:
+def _summary(values: list[float], first: list[float], threads: int, device: str) -> Latency:
     ordered = sorted(values)
     last = len(ordered) - 1
     return Latency(
         median_ms=statistics.median(ordered),
         p10_ms=ordered[round(0.1 * last)],
         p90_ms=ordered[round(0.9 * last)],
+        share=statistics.median(mine / other for mine, other in zip(values, first, strict=True)),
         repeats=len(ordered),
         threads=threads,
         device=device,

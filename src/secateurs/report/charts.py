@@ -117,6 +117,7 @@ class Quantity:
         after: Its value after.
         shape: How a value is written, as a format string.
         relative: Whether the ratio of the two is of interest, or else the difference in points.
+        share: What the second is of the first, where that was measured; the ratio of the two if None.
     """
 
     title: str
@@ -124,6 +125,7 @@ class Quantity:
     after: float
     shape: str
     relative: bool = True
+    share: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -132,7 +134,7 @@ class Quantity:
             return f"{(self.after - self.before):+.1f} points"
         if self.after <= 0 or self.before <= 0:
             return ""
-        ratio = self.before / self.after
+        ratio = self.before / self.after if self.share is None else 1 / self.share
         return (
             f"{ratio:.1f}x less" if ratio >= 1.05 else ("same" if ratio > 0.95 else f"{1 / ratio:.1f}x more")
         )
@@ -159,6 +161,7 @@ def quantities(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Quan
             after=float(after[key]) * scale,
             shape=shape,
             relative=relative,
+            share=after.get("latency_share") if key == "latency_ms" else None,
         )
         for key, title, scale, shape, relative in scales
         if before.get(key) is not None and after.get(key) is not None
