@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import secateurs
+from machines import known_machine
 from secateurs.errors import BudgetError, DataError, RunError, SecateursError, TrainingError, VerifyError
 from secateurs.jobs import DataSettings, PruneSettings, TrainSettings, prune_job, train_job
 from secateurs.measure.size import macs, parameters
@@ -176,6 +177,30 @@ def test_remove_takes_filters_alone_and_that_many(trained: Path, tmp_path: Path)
 def test_every_target_is_met(trained: Path, tmp_path: Path, target: str) -> None:
     metrics = prune_job(pruning(trained, target=(target, 0.5)), tmp_path / "pruned").metrics
     assert metrics["after"][target] <= 0.5 * metrics["before"][target]
+
+
+def test_a_target_in_time_is_measured_and_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_machine(monkeypatch, block=1)
+    settings = pruning(trained, target=("latency", 0.8))
+    result = prune_job(settings, tmp_path / "pruned")
+    rows = [row for row in result.iterations if row["removed"]]
+    shares = [row["latency_share"] for row in rows]
+    assert len(rows) == 2 and 0.8**0.5 * 0.93 <= shares[0] <= 0.8**0.5 * 1.02
+    assert 0.8 * 0.93 <= shares[1] <= 0.8 * 1.02
+    assert result.metrics["after"]["latency_share"] > 0
+    plans = Run(result.path).plans()
+    assert [plan.source["latency"]["goal"] for plan in plans] == pytest.approx(
+        [0.8**0.5, 0.8 / shares[0]], rel=1e-3
+    )
+    with pytest.raises(
+        BudgetError, match=r"latency=0.1 is out of reach: with every group at its smallest, 0\.\d"
+    ):
+        prune_job(pruning(trained, target=("latency", 0.1)), tmp_path / "far")
+    assert interrupted_at(9, True, monkeypatch, lambda: prune_job(settings, tmp_path / "stopped"))
+    again = prune_job(settings, tmp_path / "stopped", resume=True)
+    assert saved(again.path) == saved(result.path)
 
 
 def test_a_pruned_run_can_be_pruned_again(trained: Path, tmp_path: Path) -> None:

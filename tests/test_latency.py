@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import secateurs
+from machines import BLOCK, MAC, known_machine, known_times
 from models import TOYS, build
-from secateurs import Budget, LatencyModel, Plan
+from secateurs import Budget, Plan
 from secateurs.aiming import Trial, aim
 from secateurs.errors import BudgetError
 from secateurs.graph.cost import kept_lengths
-from secateurs.measure.calls import PassTime, call_ms
+from secateurs.measure.calls import call_ms
 from secateurs.planning.allocation import product_savings
-from secateurs.planning.latency import CallTime, products
+from secateurs.planning.latency import products
 from secateurs.planning.limits import candidates
 from toy import Toy
-
-BLOCK = 16
-FIXED, VALUE, MAC = 0.05, 1e-5, 1e-6
 
 
 class Wide(nn.Sequential):
@@ -103,45 +101,9 @@ def test_timing_leaves_no_trace() -> None:
     assert len(model._forward_hooks) == 1
 
 
-def known_times(graph: secateurs.Graph, block: int = BLOCK) -> LatencyModel:
-    calls = [
-        CallTime(name=w.name, fixed_ms=FIXED, value_ms=VALUE, mac_ms=MAC if w.macs else 0.0, block=block)
-        for w in graph.work.calls
-    ]
-    return LatencyModel(graph=graph, calls=calls, rest_ms=0.5, error=0.0, device="cpu", threads=1)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A machine whose kernels take exactly the times that the model says."""
-
-    def start(block: int) -> None:
-        def timed(models: Sequence[nn.Module], inputs: Tensor, **_: Any) -> list[PassTime]:
-            found = []
-            for model in models:
-                graph = secateurs.trace(model, inputs)
-                times, lengths = known_times(graph, block), kept_lengths(graph.work.lengths, graph.mask({}))
-                ms = [
-                    c.fixed_ms
-                    + c.value_ms * products(w.values, lengths)
-                    + _macs_ms(c, w.macs, graph, lengths)
-                    for c, w in zip(times.calls, graph.work.calls, strict=True)
-                ]
-                found.append(PassTime(np.array(ms), 0.5))
-            return found
-
-        monkeypatch.setattr("secateurs.timing.call_ms", timed)
-
-    return start
-
-
-def _macs_ms(call: CallTime, macs: Any, graph: secateurs.Graph, lengths: Any) -> float:
-    return call.mac_ms * products(macs, lengths, call.block)
-
-
 @pytest.mark.parametrize("block", [1, 16, 32])
-def test_times_that_follow_the_rule_are_found(block: int, machine: Callable[[int], None]) -> None:
-    machine(block)
+def test_times_that_follow_the_rule_are_found(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    known_machine(monkeypatch, block)
     model = Wide().eval()
     graph = secateurs.trace(model, IMAGE)
     found = secateurs.latency_model(model, graph, IMAGE, samples=24)
