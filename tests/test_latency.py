@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,3 +282,14 @@ def test_another_choice_of_units_takes_the_same_time() -> None:
     )
     assert len(chosen) == 1 and len(chosen[0]) == len(step.plan)
     assert "latency" in step.plan.source
+
+
+def test_the_guide_runs() -> None:
+    """The programs of docs/latency.md, on smaller images."""
+    text = (Path(__file__).parents[1] / "docs" / "latency.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 2
+    known: dict[str, Any] = {}
+    for program in programs:
+        exec(compile(program.replace("224", "64"), "docs/latency.md", "exec"), known)
+    assert known["small"] is not known["model"]

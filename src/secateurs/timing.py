@@ -16,7 +16,7 @@ from secateurs.errors import BudgetError
 from secateurs.graph.cost import CallWork, kept_lengths
 from secateurs.graph.groups import Graph
 from secateurs.graph.running import Inputs, device_of, has_values
-from secateurs.measure.calls import call_ms
+from secateurs.measure.calls import PassTime, call_ms
 from secateurs.planning.fit import Fit
 from secateurs.planning.latency import CallTime, LatencyModel, products
 from secateurs.planning.limits import candidates
@@ -25,9 +25,11 @@ from secateurs.surgery.apply import apply
 
 Numbers = npt.NDArray[np.float64]
 _BLOCKS = (1, 8, 16, 32, 64, 128)
-_BETTER = 0.8  # of the squares that are left without blocks, for blocks to be believed
+_BETTER = 0.9  # of the error that is left without blocks, for blocks to be believed
+_USUAL = 0.75  # of the networks: those that a call's time fits best, as single ones may be disturbed
 _LEAST = 1 / 8  # of a group's units, in the networks that are timed
 _HELD_OUT = 3
+_KERNELS = 800  # calls of all networks that take turns; oneDNN keeps 1,024 kernels
 
 
 def latency_model(
@@ -64,18 +66,7 @@ def latency_model(
     if not has_values(model):
         raise BudgetError("a model on the meta device takes no time", fix="model.to_empty(device='cpu')")
     inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device_of(model)), inputs)
-    cuts: list[dict[str, range]] = [{}, *_random_cuts(graph, samples - 1, seed)]
-    models = [model, *(apply(model, Plan.of(graph, removed)) for removed in cuts[1:])]
-    timed = [
-        _Timed(removed, kept_lengths(graph.work.lengths, graph.mask(removed)), each.ms, each.rest_ms)
-        for removed, each in zip(cuts, call_ms(models, inputs, repeats=repeats), strict=True)
-    ]
-    if any(len(each.ms) != len(graph.work.calls) for each in timed):
-        raise BudgetError(
-            f"{type(model).__name__} makes {len(timed[0].ms)} calls of torch functions on these inputs and "
-            f"{len(graph.work.calls)} in its trace, so their times cannot be told",
-            fix="trace with these inputs, or state the budget in macs",
-        )
+    timed = _timed(model, graph, inputs, _random_cuts(graph, samples - 1, seed), repeats)
     rest = float(np.median([each.rest_ms for each in timed]))
 
     def fitted(some: Sequence[_Timed], error: float) -> LatencyModel:
@@ -112,6 +103,48 @@ class _Timed:
     rest_ms: float
 
 
+def _timed(
+    model: nn.Module, graph: Graph, inputs: Inputs, cuts: Sequence[dict[str, range]], repeats: int
+) -> list[_Timed]:
+    """Time the whole model and cuts of it.
+
+    Some cuts at a time take turns with the whole model, whose times say how fast the machine is meanwhile.
+    They are few, as libraries keep a limited number of prepared kernels: where all networks take turns, each
+    is prepared anew in every pass.
+    """
+    calls = len(graph.work.calls)
+    some = max(_KERNELS // max(calls, 1) - 1, 1)
+    wholes, found = [], []
+    for start in range(0, max(len(cuts), 1), some):
+        chosen = cuts[start : start + some]
+        models = [apply(model, Plan.of(graph, removed)) for removed in chosen]
+        whole, *others = call_ms([model, *models], inputs, repeats=repeats)
+        if len(whole.ms) != calls:
+            raise BudgetError(
+                f"{type(model).__name__} makes {len(whole.ms)} calls of torch functions on these inputs and "
+                f"{calls} in its trace, so their times cannot be told",
+                fix="trace with these inputs, or state the budget in macs",
+            )
+        wholes.append(whole)
+        found += [
+            (removed, each, float(whole.ms.sum())) for removed, each in zip(chosen, others, strict=True)
+        ]
+    usual = float(np.median([whole.ms.sum() for whole in wholes]))
+    typical = PassTime(
+        np.median([whole.ms * usual / whole.ms.sum() for whole in wholes], axis=0),
+        float(np.median([whole.rest_ms for whole in wholes])),
+    )
+    return [
+        _Timed(
+            removed,
+            kept_lengths(graph.work.lengths, graph.mask(removed)),
+            each.ms * usual / meanwhile,
+            each.rest_ms * usual / meanwhile,
+        )
+        for removed, each, meanwhile in [({}, typical, usual), *found]
+    ]
+
+
 def _random_cuts(graph: Graph, count: int, seed: int) -> list[dict[str, range]]:
     chance = np.random.default_rng(seed)
     groups = candidates(graph)
@@ -134,7 +167,7 @@ def _fitted(work: Sequence[CallWork], timed: Sequence[_Timed]) -> list[CallTime]
         trials = []
         for block in _BLOCKS if any(_can_shrink(work[place].macs) for place in members) else (1,):
             fits = [_fit(work[place], place, timed, block) for place in members]
-            trials.append((sum(squares for _, squares in fits), [call for call, _ in fits]))
+            trials.append((sum(error for _, error in fits), [call for call, _ in fits]))
         plain = trials[0]
         best = min(trials, key=lambda trial: trial[0])
         chosen = best if best[0] < _BETTER * plain[0] else plain
@@ -143,7 +176,7 @@ def _fitted(work: Sequence[CallWork], timed: Sequence[_Timed]) -> list[CallTime]
 
 
 def _fit(call: CallWork, place: int, timed: Sequence[_Timed], block: int) -> tuple[CallTime, float]:
-    """The time of one call, and the squares that are left, in milliseconds times milliseconds."""
+    """The time of one call, and how far it usually is from what was measured, in milliseconds."""
     ms = np.array([each.ms[place] for each in timed])
     columns: list[tuple[str, Callable[[Numbers], float]]] = []
     if _can_shrink(call.values):
@@ -153,14 +186,15 @@ def _fit(call: CallWork, place: int, timed: Sequence[_Timed], block: int) -> tup
     if not columns:
         return CallTime(name=call.name, fixed_ms=float(np.median(ms))), 0.0
     table = np.array([[1.0, *(read(each.lengths) for _, read in columns)] for each in timed])
-    scale = table.max(0)
+    scale = np.maximum(table.max(0), np.finfo(np.float64).tiny)
     weights = 1 / np.maximum(ms, np.finfo(np.float64).tiny)
     found = nnls(table / scale * weights[:, None], ms * weights)[0] / scale
-    squares = float(((table @ found - ms) ** 2).sum())
+    errors = np.sort(np.abs(table @ found - ms) * weights)[: max(round(_USUAL * len(ms)), 1)]
+    error = float(np.sqrt((errors**2).mean()) * ms.max())
     rates = dict(zip((name for name, _ in columns), map(float, found[1:]), strict=True))
     return CallTime(
         name=call.name, fixed_ms=float(found[0]), block=block if rates.get("mac_ms") else 1, **rates
-    ), squares
+    ), error
 
 
 def _can_shrink(terms: Sequence[tuple[float, tuple[int, ...]]]) -> bool:

@@ -22,7 +22,9 @@ from secateurs.jobs.workplace import (
     JobResult,
     StageCheckpoint,
     data_of,
+    device,
     finish,
+    first_images,
     images_for,
     open_run,
     threads,
@@ -86,7 +88,10 @@ def prune_job(
             "class_names": list(source.class_names),
             "settings": settings.to_dict(),
         }
-        limits = check_reach(settings, trace(model, torch.zeros(1, *source.input_size)))
+        graph = trace(model, torch.zeros(1, *source.input_size))
+        limits = check_reach(settings, graph)
+        if not resume:
+            check_latency(settings, graph, limits, model.to(device()), first_images(source, 1).to(device()))
         with open_run(Path(out), config, resume=resume, beside=beside) as run:
             if not run.is_finished:
                 work = _Pruning(Job(run, source, settings, observer), settings, origin, model, limits)
@@ -136,9 +141,7 @@ class _Pruning:
             self.job.doing("measure the model on the test images")
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
-            graph = trace(self.model.eval(), self.job.example())
-            check_latency(self.settings, graph, self.limits, self.model, self.job.example(1))
-            whole = amounts_of(graph, self.settings)
+            whole = amounts_of(trace(self.model.eval(), self.job.example()), self.settings)
             before["units"] = whole.units
             self.facts["before"], self.facts["whole"] = before, asdict(whole)
             self._keep()

@@ -52,7 +52,7 @@ class Job:
     ) -> None:
         self.run, self.source, self.settings = run, source, settings
         self._observer = observer
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
 
     def tell(self, event: Event) -> None:
         """Hand an event to the observer, and keep it unless it is one of very many."""
@@ -98,6 +98,11 @@ class Job:
         facts = {"run": str(self.run.path), "model": model, "data": str(self.source)}
         machine = {"device": str(self.device), "threads": torch.get_num_threads()}
         self.tell(Event("started", {**facts, "notes": list(self.source.notes), **machine}))
+
+
+def device() -> torch.device:
+    """Where jobs run: on the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def first_images(source: DataSource, count: int = 2) -> Tensor:

@@ -80,8 +80,10 @@ def spending_order(
     slopes = np.asarray([hull[0][1] if hull else np.inf for hull in hulls])
     while np.isfinite(slopes).any():
         worth = np.maximum(savings(left)[places], np.finfo(np.float64).tiny)
-        best = int(np.argmin(np.where(np.isfinite(slopes), slopes / worth, np.inf)))
-        if not np.isfinite(slopes[best] / worth[best]):  # nothing that is left saves anything
+        with np.errstate(over="ignore"):
+            prices = slopes / worth
+        best = int(np.argmin(np.where(np.isfinite(slopes), prices, np.inf)))
+        if not np.isfinite(prices[best]):  # nothing that is left saves anything
             best = int(np.flatnonzero(np.isfinite(slopes))[0])
         length = hulls[best][at[best]][0]
         order += [best] * length
