@@ -5,8 +5,9 @@ Run: python -m benchmarks.recovery resnet56 --threads 1 [--speedup 2.13] [--epoc
 
 All rows of a network have the same MACs and the same fine-tuning, with the whole network as the teacher.
 Torch-Pruning's rows are cut with one share for all layers, found by bisection, and its groups of coupled
-layers; ours are repaired, once with units and shares by reconstruction error and once with the same share of
-each group, and learn from the outputs of the teacher's blocks too, which takes a plan.
+layers. Ours are repaired: with units and shares by reconstruction error, with the same share of each group, and
+with units and shares by one Taylor ranking. They learn from the outputs of the teacher's blocks too, which takes
+a plan.
 Each number of epochs is a training of its own, from the cut or repaired network, with its own schedule.
 """
 
@@ -43,16 +44,17 @@ def network(args: Namespace) -> nn.Module:
     return model.eval()
 
 
-def ours(model: nn.Module, some: Batches, share: float, allocation: str | None) -> tuple[nn.Module, Any]:
-    """Cut by reconstruction error; the smaller network and the plan."""
+def ours(model: nn.Module, some: Batches, share: float, row: str) -> tuple[nn.Module, Any]:
+    """Cut by reconstruction error, or by one Taylor ranking; the smaller network and the plan."""
     graph = secateurs.trace(model, some[0][0][:2])
-    scores = secateurs.score(model, graph, "reconstruction", data=some)
+    criterion = "taylor" if row == "taylor" else "reconstruction"
+    scores = secateurs.score(model, graph, criterion, data=some, loss_fn=cross_entropy)
     plan = secateurs.plan(
         graph,
         scores,
         secateurs.Budget(macs=share),
-        scope="local",
-        allocation=allocation,
+        scope="global" if row == "taylor" else "local",
+        allocation="error" if row == "error" else None,
         skip=["conv1"] if "conv1" in graph.by_name else [],  # a residual stream keeps its width
     )
     return secateurs.apply(model, plan), plan
@@ -91,7 +93,11 @@ def macs(model: nn.Module) -> int:
     return secateurs.trace(model, torch.zeros(1, 3, 32, 32)).cost().macs
 
 
-ROWS = {"error": "secateurs, shares by error", "share": "secateurs, one share"}
+ROWS = {
+    "error": "secateurs, shares by error",
+    "share": "secateurs, one share",
+    "taylor": "secateurs, one Taylor ranking",
+}
 THEIRS = {"tp-l2": "Torch-Pruning, group L2", "tp-taylor": "Torch-Pruning, group Taylor"}
 
 
@@ -101,7 +107,7 @@ def contenders(
     """Name, smaller network, and the plan where we made it."""
     for row in rows:
         if row in ROWS:
-            yield ROWS[row], *ours(model, some, share, "error" if row == "error" else None)
+            yield ROWS[row], *ours(model, some, share, row)
         elif importlib.util.find_spec("torch_pruning"):
             yield THEIRS[row], theirs(model, some, share, taylor=row == "tp-taylor"), None
 
