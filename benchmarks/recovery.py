@@ -6,8 +6,8 @@ Run: python -m benchmarks.recovery resnet56 --threads 1 [--speedup 2.13] [--epoc
 All rows of a network have the same MACs and the same fine-tuning, with the whole network as the teacher.
 Torch-Pruning's rows are cut with one share for all layers, found by bisection, and its groups of coupled
 layers. Ours are repaired: with units and shares by reconstruction error, with the same share of each group,
-and with units and shares by one Taylor ranking. They learn from the outputs of the teacher's blocks too, which
-takes a plan.
+and with units and shares by one Taylor ranking. They learn from the outputs of the teacher's blocks too, so
+they take a plan.
 Each number of epochs is a training of its own, from the cut or repaired network, with its own schedule.
 """
 
