@@ -236,6 +236,22 @@ def test_the_same_plan_again_ends_the_trials() -> None:
     assert len(calls) == 2
 
 
+def test_where_forecasts_give_the_same_cut_a_smaller_one_is_tried() -> None:
+    """Steps of a tenth, and times that are longer than the forecast."""
+
+    def cut(share: float) -> tuple[Plan, nn.Module]:
+        step = int(share * 10)
+        return replace(PLAN, groups=(replace(PLAN.groups[0], removed=(step,)),)), nn.Linear(1, step + 1)
+
+    found = aim(cut, lambda model: 0.1 + 0.08 * model.out_features, 0.5)
+    assert found.measured == pytest.approx(0.5)
+
+
+def test_what_lies_just_above_the_reach_of_forecasts_is_found() -> None:
+    found, asked = attempts(lambda f: 1.4 * f, 0.5, reach=0.352)
+    assert found.measured <= 0.51 and len(asked) <= 6
+
+
 def test_a_share_that_cannot_be_measured_is_refused() -> None:
     with pytest.raises(BudgetError, match=r"latency=0.3 is out of reach: the fastest cut .* takes 0\.6"):
         attempts(lambda f: 0.6 + 0.1 * f, 0.3)

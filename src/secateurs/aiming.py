@@ -12,6 +12,8 @@ from secateurs.planning.plan import Plan
 
 _ABOVE, _BELOW = 0.02, 0.07  # of the goal: how far from it a measured share may be
 _TRIALS = 6
+_CUTS = 20  # that are planned for them
+_FURTHER = 0.95  # of a forecast that gave the same cut as another
 _FARTHEST = 4.0  # times the last forecast, or a part of it
 
 
@@ -55,17 +57,23 @@ def aim(
     """
     trials: list[Trial] = []
     forecast = min(goal if start is None else start, 1.0)
-    while len(trials) < _TRIALS:
+    for _ in range(_CUTS):
         try:
             plan, model = cut(forecast)
         except BudgetError:
             if not trials:
                 raise
-            break  # the forecast says that it cannot be met
+            forecast = (
+                forecast + trials[-1].forecast
+            ) / 2  # there is no cut to so little, so to somewhat more
+            continue
         if any(plan.groups == trial.plan.groups for trial in trials):
-            break  # no other cut lies there
+            if any(trial.measured <= goal for trial in trials):
+                break  # no other cut lies between a slow one and a fast one
+            forecast *= _FURTHER
+            continue
         trials.append(Trial(forecast=forecast, measured=measure(model), plan=plan, model=model))
-        if goal * (1 - _BELOW) <= trials[-1].measured <= goal * (1 + _ABOVE):
+        if goal * (1 - _BELOW) <= trials[-1].measured <= goal * (1 + _ABOVE) or len(trials) == _TRIALS:
             break
         forecast = _next(trials, goal)
     met = [trial for trial in trials if trial.measured <= goal * (1 + _ABOVE)]
