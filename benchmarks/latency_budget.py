@@ -108,7 +108,7 @@ def main() -> None:
                 except BudgetError as error:
                     print(f"seed {seed}, {share:g}, {row}: {error.message}", flush=True)
                     continue
-                small = trial.model
+                small = secateurs.apply(model, trial.plan)
                 facts = {"measured": trial.measured, "macs": macs(small) / macs(model)}
                 facts["cut"] = top1(small, *tested)
                 repair(model, small, trial.plan, some)

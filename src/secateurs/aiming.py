@@ -25,13 +25,11 @@ class Trial:
         forecast: The share of the time that it was forecast to take.
         measured: The share that it took.
         plan: The cut.
-        model: The smaller model.
     """
 
     forecast: float
     measured: float
     plan: Plan
-    model: nn.Module
 
 
 def aim(
@@ -63,16 +61,14 @@ def aim(
         except BudgetError:
             if not trials:
                 raise
-            forecast = (
-                forecast + trials[-1].forecast
-            ) / 2  # there is no cut to so little, so to somewhat more
+            forecast = (forecast + trials[-1].forecast) / 2  # so little cannot be, somewhat more may
             continue
         if any(plan.groups == trial.plan.groups for trial in trials):
             if any(trial.measured <= goal for trial in trials):
                 break  # no other cut lies between a slow one and a fast one
             forecast *= _FURTHER
             continue
-        trials.append(Trial(forecast=forecast, measured=measure(model), plan=plan, model=model))
+        trials.append(Trial(forecast=forecast, measured=measure(model), plan=plan))
         if goal * (1 - _BELOW) <= trials[-1].measured <= goal * (1 + _ABOVE) or len(trials) == _TRIALS:
             break
         forecast = _next(trials, goal)

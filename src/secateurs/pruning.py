@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from secateurs.aiming import aim
+from secateurs.aiming import Trial, aim
 from secateurs.criteria.batches import LossFunction
 from secateurs.criteria.greedy import greedy
 from secateurs.criteria.normalizations import Normalization
@@ -170,7 +170,7 @@ def prune_steps(
             curves=errors,
             min_units=least,
         )
-        here, facts = budget, dict[str, Any]()
+        here, found = budget, None
         if isinstance(budget, Budget):
             goal = paced_share(pace, number / steps, budget.share)
             if budget.latency is None:
@@ -178,11 +178,18 @@ def prune_steps(
             else:
                 timed = inputs if timed_on is None else timed_on
                 decide.keywords["latency"] = latency_model(current, graph, timed)
-                here, facts = _aimed(model, current, decide, timed, goal)
-        decided = decide(here, rescore=greedy(current, graph, criterion) if selection == "greedy" else None)
+                found = _aimed(model, current, decide, timed, goal)
+                here = Budget(latency=found.forecast)
+        if found is None or selection == "greedy":
+            rescore = greedy(current, graph, criterion) if selection == "greedy" else None
+            decided = decide(here, rescore=rescore)
+        else:
+            decided = found.plan
         if callable(selection):
             decided = selection(current, graph, decided)
-        decided = replace(decided, source={**decided.source, **facts})
+        if found is not None:
+            timing = {"forecast": round(found.forecast, 4), "measured": round(found.measured, 4)}
+            decided = replace(decided, source={**decided.source, "latency": {**timing, "goal": goal}})
         smaller = apply(current, decided)
         report = verify(current, smaller, decided, inputs).raise_if_failed()
         healed = None
@@ -205,21 +212,15 @@ def prune_steps(
 
 def _aimed(
     model: nn.Module, current: nn.Module, decide: Callable[[Budget], Plan], inputs: Inputs, goal: float
-) -> tuple[Budget, dict[str, Any]]:
-    """The budget for a cut of the current model that takes a share of the first model's time.
-
-    Returns:
-        The budget, as a share of the current model's forecast, and what was measured.
-    """
+) -> Trial:
+    """A cut of the current model that takes a share of the first model's time."""
 
     def cut(share: float) -> tuple[Plan, nn.Module]:
         decided = decide(Budget(latency=share))
         return decided, apply(current, decided)
 
     start = goal if current is model else goal / latency_share(model, current, inputs)
-    found = aim(cut, partial(latency_share, model, inputs=inputs), goal, start)
-    facts = {"forecast": round(found.forecast, 4), "measured": round(found.measured, 4), "goal": goal}
-    return Budget(latency=found.forecast), {"latency": facts}
+    return aim(cut, partial(latency_share, model, inputs=inputs), goal, start)
 
 
 def with_curves(criterion: AnyCriterion) -> AnyCriterion:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateurs.graph.cost import CallWork, CostModel, LengthStore, Term, Work
+from secateurs.graph.costing import costs_of, work_of
 from secateurs.graph.counts import Counted, Rescaling
 from secateurs.graph.expressions import Constant
 from secateurs.graph.groups import (
@@ -104,8 +104,8 @@ class GroupBuilder:
             bare_units=self._bare(),
             mixers=self._mixers(groups),
             axes=axes,
-            costs=self._costs(dims),
-            work=self._work(),
+            costs=costs_of(self._tracer, self._shapes, self._batch, self.unit_factors),
+            work=work_of(self._tracer, self.unit_factors),
             unknown=dict(self._tracer.unknown),
             example_only=tuple(self._tracer.example_only),
             state=dict(self._tracer.own_state),
@@ -282,37 +282,6 @@ class GroupBuilder:
             for dim, places in self._tracer.rescalings
             if (units := self.unit_factors(dim))
         )
-
-    def _costs(self, dims: Sequence[ParameterDim]) -> CostModel:
-        trainable: dict[str, list[tuple[int, tuple[Indices, ...]]]] = {}
-        for place in dims:
-            trainable.setdefault(place.parameter, []).append((place.size, self.unit_factors(place.labels)))
-        contractions = [
-            (c.multiplier / self._batch, [(d.size, self.unit_factors(d)) for d in c.dims])
-            for c in self._tracer.contractions
-        ]
-        return CostModel.build(trainable, self._shapes, contractions, self._tracer.buffers)
-
-    def _work(self) -> Work:
-        store, known = LengthStore(), {}
-
-        def term(fixed: float, dims: Sequence[Dim]) -> Term:
-            key = fixed, *(dim.size if not dim.factors else tuple(map(id, dim.factors)) for dim in dims)
-            if key not in known:
-                known[key] = store.term(fixed, [(dim.size, self.unit_factors(dim)) for dim in dims])
-            return known[key]
-
-        calls = tuple(
-            CallWork(
-                name=call.name,
-                macs=tuple(
-                    term(c.multiplier, c.dims) for c in self._tracer.contractions[slice(*call.contractions)]
-                ),
-                values=tuple(term(1.0, dims) for dims in call.tensors),
-            )
-            for call in self._tracer.called
-        )
-        return Work(tuple(store.lengths), calls)
 
     def refuse(self, spots: Iterable[Any]) -> None:
         """Let no attributes take the place of sizes at these places; the graph is stale then."""
