@@ -48,6 +48,30 @@ def train_tiny(images: Path, out: str = "trained") -> Path:
     return Path(out)
 
 
+def test_without_more_words_a_target_is_one_cut_and_its_repair(images: Path) -> None:
+    train_tiny(images)
+    result = run("prune", "trained", "--target", "macs=0.5", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "cut 1/1: " in result.output and "after the repair" in result.output
+    assert "epoch" not in result.output.partition("next: ")[0]
+    assert "next: secateurs recover trained-pruned --epochs 1 --distill 0.7" in result.output
+    asked = json.loads(Path("trained-pruned/config.json").read_text())["settings"]
+    assert (asked["criterion"], asked["allocation"], asked["recipe"]["epochs"]) == (
+        "reconstruction",
+        "error",
+        0,
+    )
+    again = run("recover", "trained-pruned", "--epochs", 1, "--distill", 0.7, "--threads", 1)
+    assert again.exit_code == 0 and "epoch 1/1" in again.output, again.output
+
+
+@pytest.mark.parametrize("command", [["prune", "trained", "--target", "macs=0.5"], ["recover", "trained"]])
+def test_a_teacher_with_nothing_to_teach_is_refused(command: list[str]) -> None:
+    result = run(*command, "--distill", 0.7)
+    assert result.exit_code == 2 and "distill=0.7 has no effect: nothing is trained" in result.output
+    assert "epochs 1" in result.output
+
+
 def test_the_whole_way(images: Path) -> None:
     first = run("train", "--data", images, *TINY, "--epochs", 2)
     assert first.exit_code == 0

@@ -120,16 +120,18 @@ def test_the_teacher_alone_gives_the_loss(
     assert outcomes[0.0, "answered"] != outcomes[0.0, "turned"]
 
 
-def test_a_criterion_that_is_given_stays_and_labels_change_no_default(
-    trained: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_a_criterion_that_is_given_stays(trained: Path, photos: Path, tmp_path: Path) -> None:
     settings = one_cut(trained, photos)
     given = replace(settings, criterion="l1").for_images(are_labelled=False)
     assert (given.criterion, given.allocation) == ("l1", "none")
     both = replace(settings, criterion="l1", allocation="error").for_images(are_labelled=False)
     assert (both.criterion, both.allocation) == ("l1", "error")
     labelled = settings.for_images(are_labelled=True)
-    assert (labelled.criterion, labelled.allocation, labelled.recipe.distill) == ("taylor", "none", 0.0)
+    assert (labelled.criterion, labelled.allocation, labelled.recipe.distill) == (
+        "reconstruction",
+        "error",
+        0.0,
+    )
     removal = replace(settings, criterion=None, target=None, remove=4)
     assert prune_job(removal, tmp_path / "removed").iterations[0]["removed"] == 4
 

@@ -74,3 +74,17 @@ class TangledNet(nn.Module):
         )
         x = x + ((query @ key.mT).softmax(-1) @ value).transpose(1, 2).flatten(2)
         return self.fc(x.mean(1))
+
+
+class RowsNet(TinyNet):
+    """Rows of the maps that a recurrent layer reads one after the other."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__(num_classes)
+        self.rows, self.gru = nn.Linear(16, 10), nn.GRU(10, 12, batch_first=True)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = torch.relu(self.rows(self.features(images).mean(3).transpose(1, 2)))
+        scores: Tensor = self.fc(self.drop(self.gru(rows)[0][:, -1]))
+        return scores

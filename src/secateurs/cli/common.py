@@ -204,6 +204,17 @@ def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
     return Recipe(**{**given, "epochs": epochs})
 
 
+def check_trains(options: Mapping[str, Any], epochs: int, fix: str) -> None:
+    """Refuse a teacher where there is no training for it to teach in.
+
+    Raises:
+        TrainingError: There is one.
+    """
+    for name in ("distill", "distill_features"):
+        if options[name] and not epochs:
+            raise TrainingError(f"{name}={options[name]:g} has no effect: nothing is trained", fix=fix)
+
+
 def parse_target(text: str | None, example: str = "--target macs=0.3") -> tuple[str, float] | None:
     """``"macs=0.3"`` as a name and a number.
 

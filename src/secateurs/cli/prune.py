@@ -24,7 +24,11 @@ def prune(
     ] = None,
     iterations: Annotated[
         int | None,
-        typer.Option(min=1, help="Rounds of rank, cut, repair and fine-tune.", show_default="5, one-shot 1"),
+        typer.Option(
+            min=1,
+            help="Rounds of rank, cut, repair and fine-tune.",
+            show_default="5 with --remove, --until or a pace of several, else 1",
+        ),
     ] = None,
     pace: Annotated[
         str | None,
@@ -40,7 +44,10 @@ def prune(
             show_default="the target",
         ),
     ] = None,
-    finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs after each cut.")] = 10,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs after each cut.", show_default="10 with --remove, else 0"),
+    ] = None,
     final_epochs: Annotated[
         int | None,
         typer.Option(min=0, help="Epochs of the longer fine-tune at the end.", show_default="1.5 times"),
@@ -50,7 +57,7 @@ def prune(
         typer.Option(
             help="How units are ranked: taylor, taylor-2019, l1, l2, fpgm, bn-scale, apoz, ...; a name that "
             "is unknown lists them all.",
-            show_default="taylor; without labels reconstruction",
+            show_default="reconstruction; taylor with --remove or --normalization and labels",
         ),
     ] = None,
     scope: Annotated[
@@ -85,7 +92,7 @@ def prune(
         typer.Option(
             help="error: spend the target where the error is least for what it saves, by the curves of "
             "--criterion reconstruction (units may be ranked by another); none: by --scope.",
-            show_default="none; without --criterion and labels error",
+            show_default="error where reconstruction is the default, else none",
         ),
     ] = None,
     selection: Annotated[
@@ -103,7 +110,8 @@ def prune(
         ),
     ] = None,
     rank_images: Annotated[
-        int | None, typer.Option(min=1, help="Training images to rank on.", show_default="all")
+        int | None,
+        typer.Option(min=1, help="Training images to rank on.", show_default="all; for reconstruction 2000"),
     ] = None,
     repair: common.Repair = "reconstruct",
     repair_images: common.RepairImages = 2000,
@@ -139,34 +147,33 @@ def prune(
     ] = None,
     resume: common.Resume = False,
 ) -> None:
-    """Rank, cut, verify and fine-tune a trained model, again and again.
+    """Rank, cut, verify and repair a trained model, and fine-tune it if asked to; once or again and again.
 
-    The article's way, 512 filters of the whole network at a time:
+    Down to a share of the multiply-accumulates, in one cut that is repaired without labels or training:
 
-    [bold]secateurs prune runs/train-vgg16 --remove 512 --iterations 5 --finetune-epochs 10[/bold]
-
-    Or down to a share of the multiply-accumulates, in steps that each take the same share:
-
-    [bold]secateurs prune runs/train-vgg16 --target macs=0.3[/bold]
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.5[/bold]
 
     Or to half of the time of an image as it is measured on this machine:
 
     [bold]secateurs prune runs/train-vgg16 --target latency=0.5[/bold]
 
-    Or as far as each group can go alone (see secateurs sensitivity), all of them together:
+    With an epoch after the cut in which the unpruned network teaches; or in three rounds of this:
+
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.3 --finetune-epochs 1 --distill 0.7[/bold]
+
+    [bold]secateurs prune runs/train-vgg16 --target macs=0.3 --finetune-epochs 1 --iterations 3[/bold]
+
+    The article's way, 512 filters of the whole network at a time, by Taylor expansion:
+
+    [bold]secateurs prune runs/train-vgg16 --remove 512 --iterations 5 --finetune-epochs 10[/bold]
+
+    As far as each group can go alone (see secateurs sensitivity), all of them together:
 
     [bold]secateurs prune runs/train-vgg16 --sensitivity runs/train-vgg16-sensitivity --max-drop 0.01[/bold]
 
-    Each cut is repaired without labels or training. Where hours are few, that may be all, or one epoch more
-    with the unpruned network as a teacher:
-
-    [bold]secateurs prune runs/train-vgg16 --target macs=0.5 --pace one-shot --finetune-epochs 0[/bold]
-
-    [bold]secateurs prune runs/train-vgg16 --target macs=0.5 --finetune-epochs 1 --distill 0.7[/bold]
-
     On a folder of images without classes, where agreement with the unpruned network stands for accuracy:
 
-    [bold]secateurs prune runs/train-vgg16 --data photos --target macs=0.5 --finetune-epochs 0[/bold]
+    [bold]secateurs prune runs/train-vgg16 --data photos --target macs=0.5[/bold]
 
     As far as a hundredth of accuracy goes:
 
@@ -179,14 +186,17 @@ def prune(
         if remove is None and target is None and shares is None and sensitivity is None:
             raise BudgetError("say how much is to leave", fix="--remove 512, or --target macs=0.3")
         given, spared = parse_shares(shares), tuple(skip or ())
+        goes_far = remove is not None or until is not None or pace not in (None, "one-shot")
+        epochs = finetune_epochs if finetune_epochs is not None else 0 if remove is None else 10
         if sensitivity is not None:
             given, spared = from_sensitivity(sensitivity, max_drop, given or {}, spared)
+        common.check_trains(locals(), epochs or final_epochs or 0, "--finetune-epochs 1")
         settings = PruneSettings(
             source=str(run),
             data=data,
             remove=remove,
             target=common.parse_target(target),
-            iterations=iterations or (1 if pace == "one-shot" else 5),
+            iterations=iterations or (5 if goes_far else 1),
             criterion=criterion,
             scope=scope,
             round_to=round_to,
@@ -203,7 +213,7 @@ def prune(
             repair=repair,
             repair_images=repair_images,
             final_epochs=final_epochs,
-            recipe=common.recipe_of(locals(), epochs=finetune_epochs),
+            recipe=common.recipe_of(locals(), epochs=epochs),
             batch_size=batch_size,
             workers=workers,
             threads=threads,
@@ -213,6 +223,8 @@ def prune(
         place = out or run.with_name(f"{run.name}-pruned")
         result = prune_job(settings, place, resume=resume, observer=display)
         display.say(f"\nrun directory: {result.path}")
+        if not settings.recipe.epochs and not settings.last_epochs:
+            display.say(f"next: secateurs recover {result.path} --epochs 1 --distill 0.7  # trains an epoch")
 
 
 def parse_shares(text: str | None) -> dict[str, float] | None:

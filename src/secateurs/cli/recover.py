@@ -67,6 +67,7 @@ def recover(
     from secateurs.jobs import RecoverSettings, recover_job
 
     with common.clear_exits(parsing=True):
+        common.check_trains(locals(), epochs, "--epochs 1")
         settings = RecoverSettings(
             source=str(run),
             original=None if original is None else str(original),

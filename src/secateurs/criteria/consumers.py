@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateurs.criteria.elimination import Regression
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
+from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitRead
+from secateurs.graph.running import call_model
 from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import Recorder
@@ -39,9 +41,7 @@ class Consumers:
     """
 
     def __init__(self, graph: Graph, device: torch.device, *, at_points: bool, seed: int = 0) -> None:
-        self._reads: dict[int, list[UnitRead]] = {}
-        for read in graph.reads:
-            self._reads.setdefault(read.call, []).append(read)
+        self._reads = reads_by_call(graph)
         self._device, self._at_points = device, at_points
         self._chance = torch.Generator().manual_seed(seed)
         self._chains: dict[int, Chain] | None = None
@@ -95,10 +95,10 @@ class Consumers:
                     continue
                 place = self.places.get(call)
                 if place is None or read not in place.reads:
-                    raise _not_understood(group, f"torch function call {call} of the forward pass")
+                    raise _not_understood(group, _where(group, call))
                 found += place.regressions(read, group, centred=centred)
         if not found:
-            raise _not_understood(group, ", ".join(part.parameter for part in group.slices))
+            raise _not_understood(group, _where(group, None))
         return found
 
     def combine(self) -> None:
@@ -126,6 +126,39 @@ class _WatchingAll(Watching):
         return out
 
 
+def unrankable(model: nn.Module, graph: Graph, inputs: Any) -> dict[str, UnrankedError]:
+    """The groups that have units which no understood call reads, and why; from one forward pass.
+
+    Args:
+        model: The model.
+        graph: Its graph.
+        inputs: What it is called on; a tensor, or a tuple or dictionary of arguments.
+    """
+    reads = reads_by_call(graph)
+    understood: set[UnitRead] = set()
+
+    def see(call: int, reader: Reader, result: Tensor) -> None:
+        understood.update(read for read in reads.get(call, ()) if _along(read, reader))
+
+    with scoring_mode(model, gradients=False), torch.no_grad(), Watching(see):
+        call_model(model, inputs)
+    found = {}
+    for group in graph.groups:
+        mine = [read for read in graph.reads if _has(read, group)]
+        unseen = [read for read in mine if read not in understood]
+        if unseen or not mine:
+            found[group.name] = _not_understood(group, _where(group, unseen[0].call if unseen else None))
+    return found
+
+
+def reads_by_call(graph: Graph) -> dict[int, list[UnitRead]]:
+    """The reads of units by the call that reads them."""
+    found: dict[int, list[UnitRead]] = {}
+    for read in graph.reads:
+        found.setdefault(read.call, []).append(read)
+    return found
+
+
 def _along(read: UnitRead, reader: Reader) -> bool:
     """Whether a reader sums over the dimension in which the units lie."""
     return read.dim == reader.source.dim() - 1 - len(reader.windows) and (
@@ -136,6 +169,13 @@ def _along(read: UnitRead, reader: Reader) -> bool:
 def _has(read: UnitRead, group: Group) -> bool:
     units = read.units[read.units != NO_UNIT]
     return bool(((units >= group.first) & (units < group.first + group.size)).any())
+
+
+def _where(group: Group, call: int | None) -> str:
+    """The call that reads the units and is not understood; without one the parameters that hold them."""
+    if call is not None:
+        return f"torch function call {call} of the forward pass"
+    return ", ".join(part.parameter for part in group.slices)
 
 
 def _not_understood(group: Group, where: str) -> UnrankedError:

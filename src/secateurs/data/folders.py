@@ -16,7 +16,7 @@ from secateurs.data.source import (
     SkippedFile,
     stratified_split,
 )
-from secateurs.errors import DataError
+from secateurs.errors import DataError, some
 
 _PART_NAMES = {
     "train": ("train", "training"),
@@ -116,14 +116,10 @@ def _check_not_mixed(folder: Path) -> None:
     inside = [entry.name for entry in sub_folders(folder)]
     if loose and inside:
         raise DataError(
-            f"{str(folder)!r} mixes loose images ({_some(loose)}) and folders ({_some(inside)})",
+            f"{str(folder)!r} mixes loose images ({some(loose)}) and folders ({some(inside)})",
             where=str(folder),
             fix="move each image into the folder of its class, or all images into one folder without others",
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _class_names(folders: dict[str, Path]) -> tuple[str, ...]:
@@ -153,7 +149,7 @@ def _nameless(folders: dict[str, Path], names: dict[str, tuple[str, ...]]) -> tu
         if own:
             raise DataError(
                 f"{folders['train'].name}/ has images without classes, but {folders[part].name}/ has the "
-                f"classes {_some(list(own))}",
+                f"classes {some(list(own))}",
                 where=str(folders[part]),
                 fix="give every part a folder for each class, or none",
             )

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.criteria import Criterion, Random, names, normalization_names
+from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.protocol import resolve
 from secateurs.criteria.scoring import AnyCriterion
-from secateurs.errors import BudgetError, UnknownNameError
+from secateurs.errors import BudgetError, PlanError, UnknownNameError, some
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
 from secateurs.measure import latency_share
 from secateurs.planning import Budget, Plan, Remove, plan
-from secateurs.planning.limits import Limits, candidates, still_there
+from secateurs.planning.limits import Limits, candidates, matching, still_there
 from secateurs.planning.particles import FilterSettings
 from secateurs.progress import Observer, derive_seed
 from secateurs.pruning import Amounts, Selection, with_curves
 from secateurs.sampling import Particles
 from secateurs.surgery import apply
 
+WHY_NOT = "their readers are not linear layers and convolutions alone"
 PARTICLE_IMAGES = 500  # each of some three hundred masks is tried on them
 
 
@@ -57,6 +62,60 @@ def check_reach(settings: PruneSettings, graph: Graph) -> Limits:
     if budget is not None or settings.shares:
         _plan_alike(settings, graph, budget, shares=settings.shares)
     return limits
+
+
+def settled(
+    settings: PruneSettings, graph: Graph, model: nn.Module, images: Tensor, *, are_labelled: bool
+) -> tuple[PruneSettings, Limits, list[str]]:
+    """The settings with all defaults, checked against the model that is to be pruned.
+
+    Reconstruction is the criterion that is taken where none is given, as long as what it can rank is enough
+    to reach the target; of other networks Taylor expansion ranks every unit.
+
+    Args:
+        settings: What the job is asked to do.
+        graph: The graph of the model.
+        model: The model.
+        images: Some of its images as one batch.
+        are_labelled: Whether the images have labels.
+
+    Returns:
+        The settings, what is asked of single groups, and what there is to tell the user.
+
+    Raises:
+        UnknownNameError: There is no such criterion.
+        BudgetError: The target is out of reach; the message says how far one can go.
+        PlanError: No group is of the kinds that are to be cut.
+    """
+    asked = settings.for_images(are_labelled=are_labelled)
+    try:
+        spared = sparing(asked, graph, model, images)
+        limits = check_reach(spared, graph)
+    except (BudgetError, PlanError) as error:
+        if settings.criterion == asked.criterion or settings.allocation == "error":
+            raise
+        asked = replace(asked, criterion="taylor", allocation="none", rank_images=settings.rank_images)
+        return asked, check_reach(asked, graph), [f"ranked by taylor, not by reconstruction: {error.message}"]
+    left = [group.name for group in cuttable(graph, asked) if matching(group.name, spared.skip)]
+    note = f"not ranked by {with_curves(asked.usual_criterion)}, so left whole: {some(left)} ({WHY_NOT})"
+    return asked, limits, [note] if left else []
+
+
+def sparing(settings: PruneSettings, graph: Graph, model: nn.Module, images: Any) -> PruneSettings:
+    """The same settings, where the groups that an elimination cannot rank are left alone.
+
+    Raises:
+        PlanError: A share is asked of such a group.
+    """
+    by_name = {name for name in names() if resolve(name)[1].has_curves}
+    if settings.usual_criterion not in by_name and settings.usual_allocation != "error":
+        return settings
+    found = unrankable(model, graph, images)
+    more = [name for name in found if not matching(name, settings.skip)]
+    for name in more:
+        if matching(name, settings.shares or ()):
+            raise PlanError(found[name].message, where=found[name].where, fix=found[name].fix)
+    return replace(settings, skip=(*settings.skip, *map(glob.escape, more)))
 
 
 def check_latency(

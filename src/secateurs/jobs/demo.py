@@ -53,6 +53,7 @@ def demo_job(
     pruning = PruneSettings(
         source=str(folder / _TRAINED),
         target=("macs", 0.18),
+        criterion="taylor",
         iterations=4,
         final_epochs=4,
         repair_images=512,

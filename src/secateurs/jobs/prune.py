@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateurs.errors import TrainingStoppedError
 from secateurs.graph import trace
-from secateurs.jobs.cuts import amounts_of, check_latency, check_reach, layer_cuts
+from secateurs.jobs.cuts import amounts_of, check_latency, layer_cuts, settled, sparing
 from secateurs.jobs.healing import composed, repaired
 from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
@@ -80,7 +80,10 @@ def prune_job(
     with threads(settings.threads):
         model = origin.model()
         source = images_for(origin, data, model, settings)
-        settings = settings.for_images(are_labelled=source.is_labelled)
+        graph = trace(model, torch.zeros(1, *source.input_size))
+        settings, limits, notes = settled(
+            settings, graph, model, first_images(source), are_labelled=source.is_labelled
+        )
         config = {
             "command": "prune",
             "architecture": origin.config.get("architecture"),
@@ -88,14 +91,12 @@ def prune_job(
             "class_names": list(source.class_names),
             "settings": settings.to_dict(),
         }
-        graph = trace(model, torch.zeros(1, *source.input_size))
-        limits = check_reach(settings, graph)
         if not resume:
             check_latency(settings, graph, limits, model.to(device()), first_images(source, 1).to(device()))
         with open_run(Path(out), config, resume=resume, beside=beside) as run:
             if not run.is_finished:
                 work = _Pruning(Job(run, source, settings, observer), settings, origin, model, limits)
-                work.run()
+                work.run(notes)
                 if work.trouble is not None:
                     raise work.trouble
             return JobResult(path=run.path, metrics=run.metrics(), iterations=tuple(run.table()))
@@ -116,9 +117,9 @@ class _Pruning:
         self.facts: dict[str, Any] = {"stage": 0, "cuts": 0, "rows": [], "stopped": None}
         self.trouble: TrainingStoppedError | None = None
 
-    def run(self) -> None:
-        """All that is not done yet."""
-        self._begin()
+    def run(self, notes: list[str]) -> None:
+        """All that is not done yet, after there is told what there is to tell."""
+        self._begin(notes)
         for stage in range(max(self.facts["stage"], 1), self.final):
             if stage > self.facts["stage"]:
                 self._cut(stage)
@@ -131,9 +132,9 @@ class _Pruning:
             self._heal(self.final)
         self._finish()
 
-    def _begin(self) -> None:
+    def _begin(self, notes: list[str]) -> None:
         """Measure the model to be pruned, or take up the state of a killed job."""
-        self.job.tell_start(self.name)
+        self.job.tell_start(self.name, notes)
         if self.state is None:
             for number, plan in enumerate(self.inherited, 1):
                 self.job.run.save_plan(number, plan)
@@ -141,7 +142,9 @@ class _Pruning:
             self.job.doing("measure the model on the test images")
             before = {**top1(self.model, self.job.test_batches()), **sizes(self.model, self.job.example(1))}
             before["val_accuracy"] = top1(self.model, self.job.validation_batches())["accuracy"]
-            whole = amounts_of(trace(self.model.eval(), self.job.example()), self.settings)
+            graph = trace(self.model.eval(), self.job.example())
+            settings = sparing(self.settings, graph, self.model, self.job.example())
+            whole = amounts_of(graph, settings)
             before["units"] = whole.units
             self.facts["before"], self.facts["whole"] = before, asdict(whole)
             self._keep()

@@ -21,6 +21,7 @@ TARGETS = ("macs", "params", "units", "latency")
 SELECTIONS = ("greedy", "independent", "particles")
 ALLOCATIONS = ("error", "none")
 STOPS = ("accuracy-drop",)
+RECONSTRUCTION_IMAGES = 2000  # five times as many give a fifth of a point at most, see docs/results.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +148,9 @@ class PruneSettings(JobSettings):
             ``"latency"``, the time of one image on the job's device, which is measured.
         iterations: Rounds of rank, cut and fine-tune. The shares on the way to a target are spaced
             geometrically, so that each round takes the same share of what the one before left.
-        criterion: The name of a criterion; if ``None``, ``"taylor"``, and on images without labels
-            ``"reconstruction"`` with the allocation ``"error"``.
+        criterion: The name of a criterion; if ``None``, ``"reconstruction"``, and where ``remove`` or
+            ``normalization`` is given and images have labels, ``"taylor"``. See `settled` in `jobs.cuts` for
+            networks of which reconstruction ranks too little.
         scope: ``"global"`` or ``"local"``.
         round_to: What the number of units that a group keeps is a multiple of.
         kinds: Kinds of groups to cut; by default filters alone with ``remove``, every kind with ``target``.
@@ -160,9 +162,10 @@ class PruneSettings(JobSettings):
             ``"greedy"`` or ``"particles"``.
         allocation: ``"error"`` spends the budget where the error is least for what that saves, by the error
             curves of the criterion, or of ``"reconstruction"`` where it has none; ``"none"`` by ``scope``; if
-            ``None``, ``"none"``, but for images without labels (see ``criterion``).
+            ``None``, ``"error"`` where neither ``criterion`` nor a local scope is given and the criterion
+            comes to ``"reconstruction"``, else ``"none"``.
         normalization: Of the importances in each group; the criterion's own if ``None``.
-        rank_images: Training images to rank on; all if ``None``.
+        rank_images: Training images to rank on; if ``None`` all, but for ``"reconstruction"`` 2,000.
         pace: How ``target`` and ``shares`` are spread over the iterations: ``"geometric"``, ``"linear"``,
             ``"cubic"`` or ``"one-shot"``, which is one iteration; geometric if ``None``.
         until: ``("accuracy-drop", 0.01)``: a cut after which the validation accuracy is lower than the first
@@ -256,15 +259,21 @@ class PruneSettings(JobSettings):
         """The same with the defaults that hang on whether the images have labels written out.
 
         Example:
-            >>> settings = PruneSettings(source="runs/vgg", target=("macs", 0.5))
+            >>> settings = PruneSettings(source="runs/vgg", remove=512)
             >>> [settings.for_images(are_labelled=labelled).criterion for labelled in (True, False)]
             ['taylor', 'reconstruction']
         """
-        criterion, allocation = self.usual_criterion, self.usual_allocation
-        if not are_labelled and self.criterion is None:
-            criterion, allocation = "reconstruction", self.allocation or "error"
+        criterion, allocation, images = self.usual_criterion, self.allocation, self.rank_images
+        is_usual = self.remove is None and self.normalization is None
+        if self.criterion is None and (is_usual or not are_labelled):
+            criterion = "reconstruction"
+            allocation = allocation or ("error" if self.scope == "global" else "none")
+        if images is None and criterion == "reconstruction":
+            images = RECONSTRUCTION_IMAGES
         recipe = recipe_for_images(self.recipe, are_labelled=are_labelled)
-        return replace(self, criterion=criterion, allocation=allocation, recipe=recipe)
+        return replace(
+            self, criterion=criterion, allocation=allocation or "none", rank_images=images, recipe=recipe
+        )
 
     @property
     def usual_pace(self) -> str:

@@ -13,6 +13,7 @@ from secateurs.jobs.cuts import (
     curves_for,
     cuttable,
     selection_for,
+    sparing,
 )
 from secateurs.jobs.settings import PruneSettings
 from secateurs.jobs.workplace import Job
@@ -49,6 +50,7 @@ def next_step(
     """
     job.doing(f"rank and cut, iteration {stage}/{settings.iterations}")
     graph = trace(model.eval(), job.example())
+    settings = sparing(settings, graph, model, job.example())
     kept, least = limits.within(cuttable(graph, settings), stage / settings.iterations, settings.usual_pace)
     steps = prune_steps(
         model.eval().requires_grad_(True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,11 @@ class Job:
         """The first training images as one batch on the job's device."""
         return first_images(self.source, count).to(self.device)
 
-    def tell_start(self, model: str) -> None:
-        """Say what the job works on."""
+    def tell_start(self, model: str, notes: Iterable[str] = ()) -> None:
+        """Say what the job works on, and what else there is to note."""
         facts = {"run": str(self.run.path), "model": model, "data": str(self.source)}
         machine = {"device": str(self.device), "threads": torch.get_num_threads()}
-        self.tell(Event("started", {**facts, "notes": list(self.source.notes), **machine}))
+        self.tell(Event("started", {**facts, "notes": [*self.source.notes, *notes], **machine}))
 
 
 def device() -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateurs.errors import ModelError
+from secateurs.errors import ModelError, some
 from secateurs.models.heads import NewHead
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put the weights under
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
-_NAMED_KEYS = 3
 _RESAVE = "torch.save(model.state_dict(), 'weights.pth'), and pass that file"
 
 
@@ -61,7 +60,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     strangers = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ModelError(
-            f"{path.name} holds more than tensors: {_some(strangers)}", where=str(path), fix=_RESAVE
+            f"{path.name} holds more than tensors: {some(strangers)}", where=str(path), fix=_RESAVE
         )
     return {_without_prefixes(str(name)): value for name, value in found.items()}
 
@@ -144,10 +143,4 @@ def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor], optiona
         if key in own and own[key].shape != value.shape
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    return [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds if keys]
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    rest = [f"and {len(listed) - _NAMED_KEYS} more"] if len(listed) > _NAMED_KEYS else []
-    return ", ".join(listed[:_NAMED_KEYS] + rest)
+    return [f"{len(keys)} {kind} ({some(keys)})" for kind, keys in kinds if keys]
