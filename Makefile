@@ -25,7 +25,7 @@ $(BENCH_READY): $(READY)
 	@$(PIP) -e '.[dev,bench]'
 	@touch $@
 
-demo: $(READY) ## train a small network, prune it to under a fifth of its MACs, and show the proof
+demo: $(READY) ## train a small network, prune it to a tenth of its MACs, and show the proof
 	@$(BIN)/secateurs demo $(ARGS)
 
 test: $(READY) ## the fast tests and every docstring's example

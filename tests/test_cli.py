@@ -356,20 +356,20 @@ def test_the_demo_is_wired(images: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 0, result.output
     assert "run directory: runs/demo" in result.output
     metrics = json.loads(Path("runs/demo/metrics.json").read_text())
-    assert metrics["after"]["macs"] < metrics["before"]["macs"] / 5
+    assert metrics["after"]["macs"] <= metrics["before"]["macs"] / 10
     assert run("demo", "--out", "runs/demo", "--threads", 1).exit_code == 2
     assert run("demo", "--out", "runs/demo", "--threads", 1, "--resume").exit_code == 0
 
 
 @pytest.mark.slow
 def test_the_demo_keeps_its_promise() -> None:
-    """A fifth of the MACs, about a point of accuracy, three minutes on two cores that have nothing else."""
+    """A tenth of the MACs, about a point of accuracy, two minutes on two cores that have nothing else."""
     torch.set_num_threads(2)
     started = time.process_time()
     assert run("demo", "--out", "runs/demo").exit_code == 0
-    assert time.process_time() - started < 2 * 180
+    assert time.process_time() - started < 2 * 120
     metrics = json.loads(Path("runs/demo/metrics.json").read_text())
-    assert metrics["after"]["macs"] < metrics["before"]["macs"] / 5
+    assert metrics["after"]["macs"] <= metrics["before"]["macs"] / 10
     assert metrics["after"]["accuracy"] > metrics["before"]["accuracy"] - 0.0125
     assert load("runs/demo")(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
 

@@ -19,9 +19,9 @@ def demo(
     ] = None,
     resume: common.Resume = False,
 ) -> None:
-    """Train a network on bundled digits, prune it to under a fifth of its MACs, and show what it cost.
+    """Train a network on bundled digits, prune it to a tenth of its MACs, and show what it cost.
 
-    Needs no download and two to three minutes on two cores:
+    Needs no download and a minute or two on two cores:
 
     [bold]secateurs demo[/bold]
     """
