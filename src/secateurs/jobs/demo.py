@@ -24,7 +24,7 @@ def demo_job(
     resume: bool = False,
     observer: Observer = ignore,
 ) -> JobResult:
-    """Train the bundled network on the bundled digits, and prune it to a tenth of its MACs without training it again.
+    """Train the bundled network on the bundled digits, and prune it to a tenth of its MACs in one cut.
 
     Args:
         out: The run directory of the pruned model; the trained one lies in its folder ``trained``.
