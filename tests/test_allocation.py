@@ -51,7 +51,7 @@ def cost(kept: tuple[int, ...], quantity: str) -> int:
     return int(getattr(GRAPH.cost({name: list(units) for name, units in gone.items()}), quantity))
 
 
-@pytest.mark.parametrize("quantity", ["macs", "params"])
+@pytest.mark.parametrize("quantity", ["macs", "params", "bytes"])
 def test_marginal_savings_are_differences_of_the_closed_form(quantity: str) -> None:
     savings = marginal_savings(GRAPH, quantity)
     for kept in [(6, 4, 7), (3, 4, 2), (2, 2, 5)]:

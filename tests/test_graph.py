@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -255,6 +257,27 @@ def test_the_forecast_is_what_is_counted_after_the_cut(toy: type[Toy], which: st
     assert plan.after == graph.cost(removed)
     assert plan.after.params == sum(p.numel() for p in small.parameters())
     assert plan.after.macs == counted(small, inputs, 2)
+    assert plan.after.bytes == data_bytes(small)
+
+
+def data_bytes(model: nn.Module) -> int:
+    """The bytes behind the header of the file, in which tied tensors are written once."""
+    kept = {tensor.data_ptr() or name: (name, tensor) for name, tensor in model.state_dict().items()}
+    file = save({name: tensor.clone() for name, tensor in kept.values()})
+    return len(file) - 8 - int.from_bytes(file[:8], "little")
+
+
+def test_bytes_are_those_of_the_types_and_of_what_a_file_holds() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1).half())
+    model[3].forward = lambda x: F.conv2d(x, model[3].weight.float(), model[3].bias.float())  # type: ignore[method-assign]
+    model.register_buffer("unsaved", torch.zeros(1000), persistent=False)
+    graph = secateurs.trace(model, torch.zeros(1, 3, 8, 8))
+    assert graph.cost().bytes == 4 * (3 * 8 * 9 + 8 + 4 * 8) + 8 + 2 * (8 * 4 + 4) == data_bytes(model)
+    plan = Plan.of(graph, {"0": [0, 1]})
+    assert plan.after.bytes == data_bytes(secateurs.apply(model, plan))
+    older = json.loads(plan.to_json())
+    del older["after"]["bytes"]
+    assert Plan.from_json(json.dumps(older)).after.bytes == 0
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -270,6 +293,7 @@ def test_group_cost_is_what_one_unit_saves(toy: type[Toy]) -> None:
             p.numel() for p in small.parameters()
         )
         assert saved.macs == counted(model, model.example(), 2) - counted(small, model.example(), 2)
+        assert saved.bytes == data_bytes(model) - data_bytes(small)
 
 
 # -- the call itself ------------------------------------------------------------------------------

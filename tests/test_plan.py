@@ -63,7 +63,7 @@ def test_a_budget_is_met_and_not_by_far(toy: type[Toy], scope: Any, budget: Budg
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from(["units", "params", "macs"]),
+    st.sampled_from(["units", "params", "macs", "bytes"]),
     st.sampled_from(["global", "local"]),
     st.integers(1, 4),
     st.floats(0.3, 1.0),

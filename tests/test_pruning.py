@@ -16,7 +16,7 @@ from secateurs import Budget, Plan, Remove, Step
 from secateurs.errors import BudgetError, PlanError, SecateursError, VerifyError
 from toy import Toy
 
-SHARES = ("macs", "params", "units")
+SHARES = ("macs", "params", "bytes", "units")
 
 
 def data(model: Toy, count: int = 8) -> list[tuple[Tensor, Tensor]]:
@@ -55,7 +55,7 @@ def test_the_last_step_meets_the_budget_of_the_first_model(toy: type[Toy], quant
 
 
 def vars_of(cost: secateurs.Cost) -> dict[str, int]:
-    return {"params": cost.params, "macs": cost.macs}
+    return {"params": cost.params, "macs": cost.macs, "bytes": cost.bytes}
 
 
 def test_each_step_says_what_it_did() -> None:

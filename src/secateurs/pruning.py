@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -255,12 +255,14 @@ class Amounts:
         cuttable: Those of them that are still in the graph.
         params: Parameters.
         macs: Multiply-accumulates a sample.
+        bytes: Bytes of the tensors of the ``state_dict``.
     """
 
     units: int
     cuttable: int
     params: int
     macs: int
+    bytes: int
 
     @classmethod
     def of(
@@ -274,14 +276,11 @@ class Amounts:
         """The amounts of a graph; give `units` where the graph is that of an already pruned model."""
         cuttable = sum(group.size for group in candidates(graph, kinds=kinds, skip=skip))
         cost = graph.cost()
-        return cls(
-            units=cuttable if units is None else units, cuttable=cuttable, params=cost.params, macs=cost.macs
-        )
+        return cls(units=cuttable if units is None else units, cuttable=cuttable, **asdict(cost))
 
     def budget_for(self, quantity: str, share: float, whole: Amounts) -> Budget:
         """What is to remain of this model, so that a share of the whole one does."""
         if quantity == "units":
             lost = self.units - self.cuttable
             return Budget(units=min(1.0, max((share * whole.units - lost) / self.cuttable, 1e-9)))
-        here, first = (self.params, whole.params) if quantity == "params" else (self.macs, whole.macs)
-        return Budget(**{quantity: min(1.0, share * first / here)})
+        return Budget(**{quantity: min(1.0, share * getattr(whole, quantity) / getattr(self, quantity))})

@@ -238,6 +238,9 @@ def _check_forecast(model: nn.Module, small: nn.Module, plan: Plan, removed: dic
     count = sum(parameter.numel() for parameter in small.parameters())
     if count != plan.after.params:
         raise AssertionError(f"removing {removed}: {count} parameters, but the plan says {plan.after.params}")
+    held = sum({id(tensor): tensor.nbytes for tensor in small.state_dict(keep_vars=True).values()}.values())
+    if held != plan.after.bytes:
+        raise AssertionError(f"removing {removed}: {held} bytes, but the plan says {plan.after.bytes}")
 
 
 def _check_by_nudging(model: Sandwich, example: Tensor, graph: Graph) -> None:

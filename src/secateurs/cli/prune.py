@@ -18,8 +18,8 @@ def prune(
     target: Annotated[
         str | None,
         typer.Option(
-            help="What remains at the end: macs=0.3, params=0.3, units=0.3, or latency=0.5, the time of an "
-            "image as it is measured on this machine."
+            help="What remains at the end: macs=0.3, params=0.3, bytes=0.3, units=0.3, or latency=0.5, the "
+            "time of an image as it is measured on this machine."
         ),
     ] = None,
     iterations: Annotated[

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateurs.errors import TraceError
 from secateurs.graph.building import GroupBuilder
-from secateurs.graph.copying import tensors_of
+from secateurs.graph.copying import saved_widths, tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice, fingerprint_of
@@ -65,7 +65,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
                 fix="check that model(inputs) runs",
             ) from error
         shapes = shapes_of(tensors_of(model))
-        builder = GroupBuilder(tracer, shapes, batch_size(inputs), fingerprint_of(model))
+        builder = GroupBuilder(tracer, shapes, saved_widths(model), batch_size(inputs), fingerprint_of(model))
         return prove(model, inputs, builder, tracer.passes)
 
 

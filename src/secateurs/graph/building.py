@@ -38,14 +38,19 @@ class GroupBuilder:
     """Turns a finished trace into a `Graph`; can be called again after more labels were locked."""
 
     def __init__(
-        self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int, fingerprint: str
+        self,
+        tracer: Tracer,
+        shapes: Mapping[str, tuple[int, ...]],
+        widths: Mapping[str, int],
+        batch: int,
+        fingerprint: str,
     ) -> None:
         self._tracer = tracer
         self._labels: Labels = tracer.labels
         self.values, self.device = tracer.values, tracer.device
         self.acts_on_calls = tracer.acts_on_calls
         self._pinned: set[float] = set()
-        self._shapes = shapes
+        self._shapes, self._widths = shapes, widths
         self._batch, self._fingerprint = batch, fingerprint
 
     def build(self) -> Graph:
@@ -104,7 +109,7 @@ class GroupBuilder:
             bare_units=self._bare(),
             mixers=self._mixers(groups),
             axes=axes,
-            costs=costs_of(self._tracer, self._shapes, self._batch, self.unit_factors),
+            costs=costs_of(self._tracer, self._shapes, self._widths, self._batch, self.unit_factors),
             work=work_of(self._tracer, self.unit_factors),
             unknown=dict(self._tracer.unknown),
             example_only=tuple(self._tracer.example_only),

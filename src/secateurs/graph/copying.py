@@ -144,6 +144,13 @@ def unsaved_buffers(model: nn.Module) -> set[str]:
     }
 
 
+def saved_widths(model: nn.Module) -> dict[str, int]:
+    """For each tensor that the ``state_dict`` holds the bytes of one of its numbers."""
+    unsaved = unsaved_buffers(model)
+    found = registered_tensors(model).items()
+    return {name: tensor.element_size() for name, tensor in found if name not in unsaved}
+
+
 def _registered(modules: Sequence[tuple[str, nn.Module]]) -> dict[str, Tensor]:
     named: dict[int, tuple[str, Tensor]] = {}
     for held in ("_parameters", "_buffers"):

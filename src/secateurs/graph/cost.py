@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and the work of each call, of any plan, in closed form."""
+"""Parameters, multiply-accumulates, bytes and the work of each call, of any plan, in closed form."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ class Cost:
     Args:
         params: Number of parameters (buffers not counted).
         macs: Multiply-accumulates of one forward pass of one sample; 1 MAC = 2 FLOPs.
+        bytes: What the tensors of the ``state_dict`` take, each in its own type; a file adds their names.
+            0 in plans that were saved before it was counted.
     """
 
     params: int
     macs: int
+    bytes: int = 0
 
     def share_of(self, whole: Cost) -> tuple[float, float]:
         """Parameters and MACs as shares of another cost."""
@@ -68,11 +71,13 @@ class CostModel:
         lengths: Every distinct labelled dimension, as its length and its factors in unit numbers.
         params: For each parameter its fixed factor and the dimensions (indices into `lengths`).
         macs: The same for each contraction.
+        bytes: The same for each parameter and buffer of the ``state_dict``.
     """
 
     lengths: tuple[Length, ...]
     params: tuple[Term, ...]
     macs: tuple[Term, ...]
+    bytes: tuple[Term, ...]
 
     @classmethod
     def build(
@@ -81,21 +86,25 @@ class CostModel:
         shapes: Mapping[str, Sequence[int]],
         contractions: Sequence[tuple[float, Lengths]],
         buffers: AbstractSet[str],
+        widths: Mapping[str, int],
     ) -> CostModel:
-        """Collect the terms."""
+        """Collect the terms; `widths` has the bytes of a number of each tensor of the ``state_dict``."""
         store = LengthStore()
-        params = [
-            store.term(1.0, tensors[name]) if tensors.get(name) else (float(prod(shape)), ())
+        numbers = {
+            name: store.term(1.0, tensors[name]) if tensors.get(name) else (float(prod(shape)), ())
             for name, shape in shapes.items()
-            if name not in buffers
-        ]
+        }
+        params = [term for name, term in numbers.items() if name not in buffers]
         macs = [store.term(multiplier, dims) for multiplier, dims in contractions]
-        return cls(tuple(store.lengths), tuple(params), tuple(macs))
+        held = [(widths[name] * fixed, dims) for name, (fixed, dims) in numbers.items() if name in widths]
+        return cls(tuple(store.lengths), tuple(params), tuple(macs), tuple(held))
 
     def evaluate(self, gone: npt.NDArray[np.bool_]) -> Cost:
         """The cost after the units in the mask are gone."""
         kept = kept_lengths(self.lengths, gone)
-        return Cost(params=_total(self.params, kept), macs=_total(self.macs, kept))
+        return Cost(
+            params=_total(self.params, kept), macs=_total(self.macs, kept), bytes=_total(self.bytes, kept)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,18 @@ Factors: TypeAlias = Callable[[Dim], tuple[Indices, ...]]
 
 
 def costs_of(
-    tracer: Tracer, shapes: Mapping[str, tuple[int, ...]], batch: int, factors: Factors
+    tracer: Tracer,
+    shapes: Mapping[str, tuple[int, ...]],
+    widths: Mapping[str, int],
+    batch: int,
+    factors: Factors,
 ) -> CostModel:
-    """Parameters and multiply-accumulates of one sample.
+    """Parameters, multiply-accumulates of one sample, and bytes.
 
     Args:
         tracer: The trace.
         shapes: The shapes of parameters and buffers by name.
+        widths: Bytes of a number of each tensor that the ``state_dict`` holds.
         batch: Samples in the example.
         factors: The unit numbers of a dimension.
     """
@@ -30,7 +35,7 @@ def costs_of(
         (each.multiplier / batch, [(dim.size, factors(dim)) for dim in each.dims])
         for each in tracer.contractions
     ]
-    return CostModel.build(trainable, shapes, contractions, tracer.buffers)
+    return CostModel.build(trainable, shapes, contractions, tracer.buffers, widths)
 
 
 def work_of(tracer: Tracer, factors: Factors) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -240,7 +240,7 @@ class Graph:
         return gone
 
     def cost(self, removed: Removed | None = None) -> Cost:
-        """Parameters and multiply-accumulates, in closed form, without building the pruned model.
+        """Parameters, multiply-accumulates and bytes, in closed form, without building the pruned model.
 
         Args:
             removed: Indices of removed units by group name; none for the model as it is.
@@ -257,7 +257,8 @@ class Graph:
     def group_cost(self, group: Group) -> Cost:
         """What removing one unit of the group alone saves."""
         whole, without = self.cost(), self.cost({group.name: [0]})
-        return Cost(params=whole.params - without.params, macs=whole.macs - without.macs)
+        saved = {name: value - getattr(without, name) for name, value in asdict(whole).items()}
+        return Cost(**saved)
 
 
 def removed_places(units: Sequence[Indices], gone: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from secateurs.recovery.repair import WAYS
 if TYPE_CHECKING:
     from secateurs.data import DataSource
 
-TARGETS = ("macs", "params", "units", "latency")
+TARGETS = ("macs", "params", "bytes", "units", "latency")
 SELECTIONS = ("greedy", "independent", "particles")
 ALLOCATIONS = ("error", "none")
 STOPS = ("accuracy-drop",)
@@ -144,8 +144,8 @@ class PruneSettings(JobSettings):
         source: The run directory of the trained model.
         data: Another folder of images; those that the model was trained on if ``None``.
         remove: Units that leave in each iteration. Either this or ``target``.
-        target: What remains after the last iteration: ``("macs", 0.3)``; also ``"params"``, ``"units"`` and
-            ``"latency"``, the time of one image on the job's device, which is measured.
+        target: What remains after the last iteration: ``("macs", 0.3)``; also ``"params"``, ``"bytes"``,
+            ``"units"`` and ``"latency"``, the time of one image on the job's device, which is measured.
         iterations: Rounds of rank, cut and fine-tune. The shares on the way to a target are spaced
             geometrically, so that each round takes the same share of what the one before left.
         criterion: The name of a criterion; if ``None``, ``"reconstruction"``, and where ``remove`` or

@@ -161,7 +161,7 @@ def marginal_savings(graph: Graph, quantity: str) -> Savings:
 
     Args:
         graph: The graph.
-        quantity: ``"macs"``, ``"params"`` or ``"units"``.
+        quantity: ``"macs"``, ``"params"``, ``"bytes"`` or ``"units"``.
 
     Returns:
         A function of ``(groups,)`` kept units, which gives the savings, same shape.
@@ -178,7 +178,7 @@ def marginal_savings(graph: Graph, quantity: str) -> Savings:
     if quantity == "units":
         return np.ones_like
     costs: CostModel = graph.costs
-    return product_savings(graph, costs.lengths, costs.macs if quantity == "macs" else costs.params)
+    return product_savings(graph, costs.lengths, getattr(costs, quantity))
 
 
 def product_savings(graph: Graph, lengths: Sequence[Length], terms: Sequence[Term]) -> Savings:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from secateurs.errors import BudgetError
 
-QUANTITIES = ("units", "params", "macs", "latency")
+QUANTITIES = ("units", "params", "macs", "bytes", "latency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,7 @@ class Budget:
         units: Share of the units of the groups that may be cut.
         params: Share of the model's parameters.
         macs: Share of its multiply-accumulates.
+        bytes: Share of the bytes of its tensors, parameters and buffers, each in its own type: of the file.
         latency: Share of the time of a forward pass. `secateurs.plan` forecasts it with a
             `secateurs.LatencyModel`; `secateurs.prune_steps` measures as well, and cuts until it is met.
 
@@ -31,6 +32,7 @@ class Budget:
     units: float | None = None
     params: float | None = None
     macs: float | None = None
+    bytes: float | None = None
     latency: float | None = None
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class Budget:
 
     @property
     def quantity(self) -> str:
-        """What is budgeted: ``units``, ``params``, ``macs`` or ``latency``."""
+        """What is budgeted: ``units``, ``params``, ``macs``, ``bytes`` or ``latency``."""
         return next(name for name in QUANTITIES if getattr(self, name) is not None)
 
     @property

@@ -240,8 +240,8 @@ def _remaining(
     removed = {name: order[name][:count] for name, count in counts.items()}
     if latency is not None:
         return latency.ms(removed) / latency.ms()
-    after = graph.cost(removed)
-    return after.share_of(graph.cost())[0 if budget.params is not None else 1]
+    after, whole = (getattr(cost, budget.quantity) for cost in (graph.cost(removed), graph.cost()))
+    return float(after / max(whole, 1))
 
 
 def _savings(graph: Graph, budget: Budget | Remove | None, latency: LatencyModel | None) -> Savings:
