@@ -243,7 +243,7 @@ def test_batch_norm_counters_may_be_missing(tmp_path: Path) -> None:
         ({"features.0.0.weight": None}, r"1 missing \(features\.0\.0\.weight\)"),
         ({"extra": torch.ones(1)}, r"1 unexpected \(extra\)"),
         ({"features.0.0.weight": torch.ones(1)}, r"1 of another shape \(features\.0\.0\.weight \(1,\) for"),
-        ({f"x{n}": torch.ones(1) for n in range(9)}, r"9 unexpected \(x0, x1, x2, and 6 more\)"),
+        ({f"x{n}": torch.ones(1) for n in range(9)}, r"9 unexpected \(x0, x1, x2 and 6 more\)"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path: Path, change: dict[str, Tensor | None], sentence: str) -> None:
