@@ -153,6 +153,19 @@ class Windows(nn.Module):
         return (x + y).permute(0, 3, 1, 2)
 
 
+class Levels(nn.Module):
+    """As a detector's head: one convolution reads maps of several sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 12), conv(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        levels = (x.relu(), functional.avg_pool2d(x, 2).relu(), functional.max_pool2d(x, 4).relu())
+        return torch.cat([self.head(level).flatten(2) for level in levels], 2)
+
+
 IMAGE, ROWS = torch.Size((24, 3, 8, 9)), torch.Size((30, 5))
 READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int]]]] = {
     "strided and dilated": (
@@ -194,6 +207,7 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
     "a stream": (ResidualBlock, IMAGE, {"stem": [0, 4, 5]}),
     "channels last": (ChannelsLast, IMAGE, {"up": [0, 3, 7]}),
     "windows": (Windows, IMAGE, {"up": [0, 3, 7]}),
+    "several calls": (Levels, IMAGE, {"stem": [0, 3, 7]}),
     "in place": (lambda: ResidualBlock(inplace=True), IMAGE, {"conv1": [0, 4], "stem": [1, 2]}),
 }
 
@@ -499,16 +513,77 @@ def test_a_layer_behind_flattened_maps_is_fitted_for_images_that_it_has_not_seen
     torch.testing.assert_close(small.fc.weight.double(), old + best.T @ basis, atol=1e-6, rtol=1e-4)
 
 
-class TiedReaders(nn.Module):
-    """Two calls read with one weight."""
+class TwoCalls(nn.Module):
+    """Two calls read with one weight; what becomes of their results is up to `join`."""
 
-    def __init__(self) -> None:
+    def __init__(self, join: str) -> None:
         super().__init__()
-        self.first, self.one = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.first, self.one, self.join = nn.Linear(5, 8), nn.Linear(8, 8), join
+        self.gains = nn.ParameterList([torch.randn(8), torch.randn(8)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(8), nn.BatchNorm1d(8)])
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
-        return self.one(hidden.relu()) + self.one(hidden.sigmoid())
+        ways = [hidden.relu(), hidden.sigmoid()]
+        if self.join == "scaled":
+            return torch.cat([self.one(way) * gain for way, gain in zip(ways, self.gains, strict=True)], 1)
+        if self.join == "normed":
+            return torch.cat([norm(self.one(way)) for way, norm in zip(ways, self.norms, strict=True)], 1)
+        return self.one(ways[0]) + self.one(ways[1])
+
+
+@pytest.mark.parametrize("join", ["scaled", "normed", "sum"])
+@pytest.mark.parametrize("count", [30, 4], ids=["sums", "rows"])
+def test_a_weight_of_several_calls_is_that_of_lstsq_on_what_all_of_them_read(join: str, count: int) -> None:
+    model, inputs = ready(TwoCalls(join)), torch.randn(count, 5)
+    plan, small = cut(model, inputs, {"first": [1, 4, 5]})
+    done = repair(model, small, plan, inputs.split(3), ridge=1e-9)
+    assert [layer.name for layer in done.layers] == ["one.weight"] and not done.left
+    with torch.no_grad():
+        hidden = model.first(inputs).double()  # type: ignore[operator]
+        whole = torch.cat([hidden.relu(), hidden.sigmoid()])
+        wanted = functional.linear(whole, model.one.weight.double(), model.one.bias.double())  # type: ignore[union-attr, arg-type, operator]
+        system = torch.cat([whole[:, [0, 2, 3, 6, 7]], torch.ones(len(whole), 1)], 1)
+    best = torch.linalg.lstsq(system, wanted)
+    given = torch.cat([small.one.weight.T, small.one.bias[None]]).double()
+    torch.testing.assert_close(system @ given, system @ best.solution, atol=1e-4, rtol=1e-4)
+
+
+def test_levels_of_a_head_are_right_where_what_left_is_in_what_stays() -> None:
+    """Layer after layer of a shared head, each read at two scales before the next; behind different gains."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two = conv(3, 8), conv(8, 10), conv(10, 4, bias=False)
+            self.scales = nn.ParameterList([torch.ones(1), torch.ones(1)])
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            x = self.stem(x)
+            levels = zip((x, functional.avg_pool2d(x, 2)), self.scales, strict=True)
+            return tuple(self.two(self.one(level.relu()).relu()) * scale for level, scale in levels)
+
+    model, inputs = ready(Heads()), torch.randn(24, 3, 8, 8)
+    for layer in (model.stem, model.one):  # each unit of the first half has a double
+        half = len(layer.weight) // 2
+        layer.weight.data[half:], layer.bias.data[half:] = layer.weight[:half], layer.bias[:half]
+    plan, small = cut(model, inputs, {"stem": [0, 1, 2, 3], "one": [0, 1, 2, 3, 4]})
+    done = repair(model, small, plan, inputs.split(5), ridge=1e-10)
+    assert [layer.name for layer in done.layers] == ["one.weight", "two.weight"]
+    with torch.no_grad():
+        for one, other in zip(model(inputs), small(inputs), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+class InARow(nn.Module):
+    """A layer that reads what it gave, as in a recurrence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.one(self.one(self.first(x).relu()).relu()))
 
 
 class NormedWeight(nn.Module):
@@ -524,7 +599,7 @@ class NormedWeight(nn.Module):
 
 @pytest.mark.parametrize(
     ("make", "name", "reason"),
-    [(TiedReaders, "one.weight", "2 calls use it"), (NormedWeight, "weight", "as it is")],
+    [(InARow, "one.weight", "2 calls use it, and read"), (NormedWeight, "weight", "as it is")],
 )
 def test_what_cannot_be_refitted_is_left_and_said(
     make: Callable[[], nn.Module], name: str, reason: str
@@ -648,6 +723,7 @@ def wide() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
         ("compensate", "in place"),
         ("reconstruct", "in place"),
         ("reconstruct", "wide"),
+        ("reconstruct", "several calls"),
     ],
 )
 def test_two_processes_end_as_one(tmp_path: Path, how: str, case: str) -> None:

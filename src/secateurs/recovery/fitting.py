@@ -3,6 +3,9 @@
 At the point the smaller network gives ``p = s * (W x + b) + rest`` and the original ``q``. Ridge regression
 of ``q - p`` on ``x`` gives what is missing, ``V x + c``: an error in ``rest``, such as that of a residual
 stream, is made up for as well. Then ``W`` becomes ``W + V / s``, and ``c`` goes where a constant can be held.
+
+A weight that several calls share is fitted for all of them: their positions enter one set of equations, of
+what is missing divided by ``s``, which may differ from call to call.
 """
 
 from __future__ import annotations
@@ -49,11 +52,14 @@ class Fit:
     """Layers that are fitted together: their results meet in one point.
 
     Args:
-        links: The layers; a single one where a convolution has groups.
+        links: The layers; a single one where a convolution has groups or several calls share its weight.
         kept: ``(C,)``: which of the original's channels at the point the smaller network has.
         factors: ``(C,)``: what the cut multiplied them by.
         weights: Whether weights are refitted, or constants alone.
-        positions: Positions that the first batch has at the point.
+        positions: Positions that the first batch has at the point, or at those of all calls.
+        others: The later calls that share the weight, each with its own point.
+        gains: For a shared weight what the outputs of the layer and of the others are multiplied by until
+            their points, ``(C,)`` each; of the links themselves it is 1.
     """
 
     links: tuple[Link, ...]
@@ -61,6 +67,8 @@ class Fit:
     factors: Tensor
     weights: bool
     positions: int
+    others: tuple[Link, ...] = ()
+    gains: tuple[Tensor, ...] = ()
 
     @property
     def point(self) -> int:
@@ -114,7 +122,7 @@ class Equations:
         outputs, rows = len(fit.kept), rows_wanted(fit.columns, batches)
         self.missing: Moments | Samples
         if fit.weights and are_few(min(positions, rows * batches), fit.columns):
-            rows = min(rows, max(MOST_ROWS // batches, 1))
+            rows = min(rows, max(MOST_ROWS // batches // (1 + len(fit.others)), 1))
             self.missing = Samples(fit.columns, outputs // fit.groups, groups=fit.groups)
         else:
             self.missing = Moments(fit.columns, outputs // fit.groups, groups=fit.groups, device=device)
@@ -127,7 +135,13 @@ class Equations:
         return self.missing.nbytes + self._values.nbytes
 
     def add(
-        self, original: Tensor, smaller: Tensor, readings: dict[int, Reading], chance: torch.Generator
+        self,
+        original: Tensor,
+        smaller: Tensor,
+        readings: dict[int, Reading],
+        chance: torch.Generator,
+        *,
+        call: int = 0,
     ) -> None:
         """Take in one batch.
 
@@ -136,15 +150,19 @@ class Equations:
             smaller: The smaller network's.
             readings: What the layers read.
             chance: Draws the positions.
+            call: Which of the calls of a shared weight it is, the first or one of the others.
         """
-        channel = self.fit.links[0].chain.channel
+        links = (self.fit.others[call - 1],) if call else self.fit.links
+        channel = links[0].chain.channel
         count = positions_of(smaller.shape, channel)
         places = sampled(count, chance, self._rows) if self.fit.weights else torch.arange(count)
         aim = values_at(original, channel, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
         aim = aim * self.fit.factors.to(aim)
         missing = aim - values_at(smaller, channel, places).double()
+        if self.fit.others:
+            aim, missing = (each / self.fit.gains[call].to(each) for each in (aim, missing))
         self._values.add(aim[:, :0], torch.cat([aim, missing], 1))
-        read = [readings[link.chain.call] for link in self.fit.links if self.fit.weights]
+        read = [readings[link.chain.call] for link in links if self.fit.weights]
         rows = torch.cat([each.rows(places) for each in read], 2) if read else missing[:, :0]  # (G, n, K)
         groups = self.fit.groups
         self.missing.add(rows, missing.reshape(len(missing), groups, -1).movedim(1, 0))
@@ -242,12 +260,16 @@ def _shift(link: Link, constant: Tensor) -> None:
 
 def correct(equations: Equations, solution: Solution, smaller: Tensor, readings: dict[int, Reading]) -> None:
     """Change the smaller network's value at the point, in place, as the new weights would have."""
-    for place, link in enumerate(equations.fit.links if solution.weights else ()):
+    fit = equations.fit
+    weights, bias = solution.weights, solution.bias
+    if fit.others:  # the solution is that of the weight itself
+        gain = fit.gains[0].to(bias)
+        weights = tuple(each * gain.view(each.shape[0], -1, 1) for each in weights)
+        bias = bias * gain
+    for part, link in zip(weights, fit.links, strict=False):
         reader = link.reader
-        more = readings[link.chain.call].at_point(
-            reader.unfolded(solution.weights[place].to(reader.weight.dtype))
-        )
+        more = readings[link.chain.call].at_point(reader.unfolded(part.to(reader.weight.dtype)))
         smaller += more.to(smaller.dtype)
     shape = [1] * smaller.dim()
-    shape[equations.fit.links[0].chain.channel] = len(solution.bias)
-    smaller += solution.bias.to(smaller.dtype).view(shape)
+    shape[fit.links[0].chain.channel] = len(bias)
+    smaller += bias.to(smaller.dtype).view(shape)

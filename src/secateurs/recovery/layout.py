@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     fits: list[Fit] = []
     for links in _together(found, small).values():
         fits += _fits(links, search, weights)
+    for links in search.shared:
+        fits += _shared_fit(links, search, weights)
     fits.sort(key=lambda fit: fit.point)
     firsts = [min(link.chain.call for link in fit.links) for fit in fits]
     return Layout(
@@ -110,6 +113,33 @@ def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
     return []
 
 
+def _shared_fit(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
+    """The fit of a weight that several calls share, in terms of the weight itself."""
+    kept, factors = search.rows[links[0].name]
+    gains = tuple(link.chain.scale for link in links)
+    ones, bias = torch.ones_like(gains[0]), links[0].reader.bias
+    is_own = bias is not None and search.small.uses(bias) == len(links)
+    homes = ((bias, ones),) if bias is not None and is_own else ()
+    first, *others = (
+        replace(link, chain=replace(link.chain, scale=ones, norm=None, onward=ones, homes=homes))
+        for link in links
+    )
+    chains = [link.chain for link in links]
+    fit = Fit(
+        links=(first,),
+        others=tuple(others),
+        gains=gains,
+        kept=kept,
+        factors=factors,
+        weights=weights,
+        positions=sum(positions_of(search.small.shape(chain.point), chain.channel) for chain in chains),
+    )
+    if weights or fit.can_shift:
+        return [fit]
+    search.left[first.name] = "nothing behind it can hold a constant"
+    return []
+
+
 class _Search:
     """Finds the calls that read what left, and how their outputs compare with the original's."""
 
@@ -133,6 +163,8 @@ class _Search:
         self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
         self.left: dict[str, str] = {}
         self.rows: dict[str, tuple[Tensor, Tensor]] = {}
+        self.shared: list[list[Link]] = []
+        self._said: dict[int, str | None] = {}
 
     def links(self) -> list[Link]:
         """The layers that can be fitted; the others are noted with the reason."""
@@ -150,7 +182,7 @@ class _Search:
                 reason = self._add(call, reader, name, found)
                 if reason and is_cut:
                     self.left[name] = reason
-        known = {link.name for link in found} | set(self.left)
+        known = {link.name for link in found} | set(self.left) | {links[0].name for links in self.shared}
         for axis in self.plan.axes:
             is_read = axis.silenced and len(self.before[axis.parameter].shape) > 1
             if is_read and axis.parameter not in known and (axis.parameter, axis.dim) not in produced:
@@ -161,18 +193,66 @@ class _Search:
 
     def _add(self, call: int, reader: Reader, name: str, found: list[Link]) -> str | None:
         """Add a link; or say why there is none."""
-        other = self.whole.readers.get(call)
+        calls, uses = self._sharing(reader), self.small.uses(reader.weight)
+        if len(calls) < uses:
+            return f"{uses} calls use it, and not all of them as the weight of a layer"
+        if uses > 1:
+            if calls[0] not in self._said:
+                self._said[calls[0]] = self._add_shared(calls, name)
+            return self._said[calls[0]]
+        link = self._link(call, name)
+        if isinstance(link, Link):
+            found.append(link)
+        return None if isinstance(link, Link) else link
+
+    def _sharing(self, reader: Reader) -> list[int]:
+        """The calls that read with this very weight, in their order."""
+        weight = reader.weight
+        place = weight.data_ptr(), weight.shape, weight.stride()
+        return [
+            call
+            for call, other in self.small.readers.items()
+            if (other.weight.data_ptr(), other.weight.shape, other.weight.stride()) == place
+        ]
+
+    def _add_shared(self, calls: list[int], name: str) -> str | None:
+        """Add the links of a weight that several calls share; or say why they are none.
+
+        All are looked at before the weight changes, when the network has come to the first point. So none may
+        read what another gives, and the others must be behind that point; where points lie otherwise, or a
+        batch norm takes the outputs of a single call, the calls' own results are compared.
+        """
+        if any(self.small.feeds(one, other) for one, other in combinations(calls, 2)):
+            return f"{len(calls)} calls use it, and read what others of them give"
+        rows = dict(self.rows)
+        for alone in (False, True):
+            links: list[Link] = []
+            self.rows = dict(rows)
+            for call in calls:
+                link = self._link(call, name, alone=alone)
+                if not isinstance(link, Link):
+                    return link
+                links.append(link)
+            chains = [link.chain for link in links]
+            points = {chain.point for chain in chains}
+            are_apart = len(points) == len(chains) and chains[0].point < min(calls[1:])
+            if alone or (are_apart and all(c.norm is None and bool((c.scale != 0).all()) for c in chains)):
+                break
+        self.shared.append(links)
+        return None
+
+    def _link(self, call: int, name: str, *, alone: bool = False) -> Link | str:
+        """The link of a call; or why there is none."""
+        reader, other = self.small.readers[call], self.whole.readers.get(call)
         place = None if other is None else place_in(other, self.before[name])
         if other is None or place is None:
             return "the original reads it in another way"
-        if (calls := self.small.uses(reader.weight)) > 1:
-            return f"{calls} calls use it, and no single value is best for all of them"
         _, outputs, first = place
         size = self.before[name].shape[outputs]
         kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
         if len(kept) != reader.outputs:
             return "its outputs do not correspond to the original's"
-        chain = self.small.chain(call, alone=bool((factors != 1).any()))
+        chain = self.small.chain(call, alone=alone or bool((factors != 1).any()))
         before, after = list(self.whole.shape(chain.point)), list(self.small.shape(chain.point))
         if (before.pop(chain.channel), after.pop(chain.channel)) != (
             other.outputs,
@@ -181,8 +261,7 @@ class _Search:
             return "its outputs are cut along another dimension too"
         key = name if name not in self.rows else f"{name} (call {call})"
         self.rows[key] = (kept, factors)
-        found.append(Link(name=key, reader=reader, chain=chain))
-        return None
+        return Link(name=key, reader=reader, chain=chain)
 
 
 def outputs_left(

@@ -186,6 +186,14 @@ class Recorder(TorchFunctionMode):
                 changed.add(number)
         return found
 
+    def feeds(self, earlier: int, later: int) -> bool:
+        """Whether the result of a call goes into what a later one is given."""
+        changed = {earlier}
+        for number in range(earlier + 1, later + 1):
+            if not changed.isdisjoint(self._makers[number]):
+                changed.add(number)
+        return later in changed
+
     def norms_behind(self, names: Collection[str]) -> list[Tensor]:
         """The running means of the batch norms that see other values where these parameters change."""
         behind = self.behind(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,15 @@ from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
-from secateurs.recovery.fitting import Equations, Fit, Solution, correct, write
+from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct, write
 from secateurs.recovery.layout import Layout, lay_out
-from secateurs.recovery.passes import SuspendedPass
+from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
 from secateurs.recovery.surroundings import on_device, summed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_FEW_PAIRS = 16  # batches whose two threads count for nothing
 WAYS = ("none", "batch-norm", "compensate", "reconstruct")
 
 
@@ -115,9 +116,10 @@ def repair(
         ridge: The pull towards the weights as they are, relative to the mean variance of what they read. It
             grows where there are fewer than 16 positions for each value that an output reads.
         seed: Which positions of large maps are read.
-        memory: Bytes that activations may take while passes wait for a fit. Batches beyond it join as soon as
-            there is room: early layers of large images, where one image has thousands of positions, see fewer
-            images than late ones. One batch takes part in any case.
+        memory: Bytes that activations may take while passes wait for a fit, and that the waiting threads may:
+            1.5 MiB for each of a batch's two. Batches beyond it join as soon as there is room: early layers of
+            large images, where one image has thousands of positions, see fewer images than late ones. One
+            batch takes part in any case.
         accelerator: Processes that share the data; each gives its own batches, or all the same loader, and
             all end with the same weights.
 
@@ -194,12 +196,13 @@ class _Repairing:
             _Pair(self, layout, index, chance=torch.Generator().manual_seed(self.seed + index))
             for index in range(len(self.inputs))
         ]
+        room = max(_FEW_PAIRS, self.memory // (2 * THREAD_BYTES))
         joined: list[_Pair] = []
         done = []
         try:
             for place, fit in enumerate(layout.fits):
                 most = min(layout.held[: place + 1])  # who has come so far stays
-                joined = pairs[: max(1, self.memory // max(most, 1))]
+                joined = pairs[: max(1, min(self.memory // max(most, 1), room))]
                 positions = self.of_all(len(joined) * fit.positions)
                 equations = Equations(fit, device_of(self.smaller), len(joined) * processes, positions)
                 for pair in joined:
@@ -210,7 +213,8 @@ class _Repairing:
                 write(equations, solution)
                 for pair in joined:
                     pair.correct(equations, solution)
-                self.peak = max(self.peak, equations.nbytes + layout.held[place] * len(joined))
+                waiting = len(joined) + bool(fit.others)  # a shared weight is looked at in passes of its own
+                self.peak = max(self.peak, equations.nbytes + layout.held[place] * waiting)
                 done += [_told(link.name, fit, solution) for link in fit.links]
         finally:
             for pair in pairs:
@@ -234,8 +238,29 @@ class _Pair:
     def show(self, equations: Equations, fits: Sequence[Fit]) -> None:
         """Let the equations see what both networks give at the point of the first of the fits to come."""
         fit = equations.fit
-        original, smaller = self._passes or self._start(fits)
-        equations.add(original.advance(fit.point), smaller.advance(fit.point), smaller.readings, self._chance)
+        if self._passes is None:
+            reading = [link for each in fits if each.weights for link in each.links]
+            self._passes = self._start({each.point for each in fits}, reading)
+        original, smaller = self._passes
+        values = original.advance(fit.point), smaller.advance(fit.point)
+        if fit.others:
+            self._look_ahead(equations)
+        else:
+            equations.add(*values, smaller.readings, self._chance)
+
+    def _look_ahead(self, equations: Equations) -> None:
+        """Let the equations of a shared weight see all of its calls, in passes that do not wait for a fit."""
+        fit = equations.fit
+        links = (*fit.links, *fit.others)
+        original, smaller = self._start({link.chain.point for link in links}, links if fit.weights else ())
+        try:
+            for call, link in sorted(enumerate(links), key=lambda each: each[1].chain.point):
+                one, other = original.advance(link.chain.point), smaller.advance(link.chain.point)
+                equations.add(one, other, smaller.readings, self._chance, call=call)
+                smaller.forget([link.chain.call])
+        finally:
+            original.close()
+            smaller.close()
 
     def correct(self, equations: Equations, solution: Solution) -> None:
         """Give the waiting pass the values that it has with the new weights."""
@@ -250,24 +275,16 @@ class _Pair:
             each.close()
         self._passes = None
 
-    def _start(self, fits: Sequence[Fit]) -> tuple[SuspendedPass, SuspendedPass]:
-        stops = {fit.point for fit in fits}
-        reads = {link.chain.call for fit in fits for link in fit.links if fit.weights}
+    def _start(self, stops: Collection[int], links: Sequence[Link]) -> tuple[SuspendedPass, SuspendedPass]:
+        """Passes of both networks that wait at some calls, and keep what some layers read."""
+        reads = {link.chain.call for link in links}
         copied = reads & self._layout.copied
-        moves = {
-            move: link.chain.call
-            for fit in fits
-            if fit.weights
-            for link in fit.links
-            for move in link.chain.moves
-        }
-        self._passes = (
-            SuspendedPass(self._job.model, self._inputs, stops=stops),
-            SuspendedPass(
-                self._job.smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
-            ),
+        moves = {move: link.chain.call for link in links for move in link.chain.moves}
+        original = SuspendedPass(self._job.model, self._inputs, stops=stops)
+        smaller = SuspendedPass(
+            self._job.smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
         )
-        return self._passes
+        return original, smaller
 
 
 def _told(name: str, fit: Fit, solution: Solution) -> Repaired:
