@@ -103,10 +103,9 @@ def detector(args: argparse.Namespace) -> None:
             if when == "repaired":
                 print(repair(model, small, plan, images.split(4)))
             given = small(others)
-            missed = {
-                key: float((wanted[key] - given[key]).square().mean() / wanted[key].var()) for key in wanted
-            }
-            print(f"RetinaNet {when}: missed of the variance on other images {missed}", flush=True)
+            for key, value in wanted.items():
+                missed = float((value - given[key]).square().mean() / value.var())
+                print(f"RetinaNet {when}, on other images: {key} misses {missed:.1%}", flush=True)
 
 
 def main() -> None:

@@ -352,6 +352,15 @@ def test_batches_without_room_join_later_and_find_the_weights_as_they_are_then()
     assert missed(model, small, images) < missed(model, first_alone, images)
 
 
+def test_threads_that_wait_take_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, small, plan, inputs = prepared("linear")
+    module = sys.modules[repair.__module__]
+    monkeypatch.setattr(module, "THREAD_BYTES", 1 << 20)
+    assert repair(model, small, plan, inputs.split(1), memory=4 << 20).images == 16
+    monkeypatch.setattr(module, "_FEW_PAIRS", 1)
+    assert repair(model, small, plan, inputs.split(1), memory=8 << 20).images == 4
+
+
 def test_without_any_room_one_batch_is_read() -> None:
     model, waited, plan, inputs = prepared("attention")
     alone = secateurs.apply(model, plan)

@@ -116,10 +116,10 @@ def repair(
         ridge: The pull towards the weights as they are, relative to the mean variance of what they read. It
             grows where there are fewer than 16 positions for each value that an output reads.
         seed: Which positions of large maps are read.
-        memory: Bytes that activations may take while passes wait for a fit, and that the waiting threads may:
-            1.5 MiB for each of a batch's two. Batches beyond it join as soon as there is room: early layers of
-            large images, where one image has thousands of positions, see fewer images than late ones. One
-            batch takes part in any case.
+        memory: Bytes that activations may take while passes wait for a fit, and as many for the threads that
+            wait, 1.5 MiB for each of a batch's two. Batches beyond it join as soon as there is room: early
+            layers of large images, where one image has thousands of positions, see fewer images than late
+            ones. One batch takes part in any case.
         accelerator: Processes that share the data; each gives its own batches, or all the same loader, and
             all end with the same weights.
 
