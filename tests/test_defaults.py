@@ -13,6 +13,7 @@ from torch import nn
 
 import secateurs
 import test_jobs
+from machines import known_machine
 from secateurs.criteria.consumers import unrankable
 from secateurs.errors import BudgetError, PlanError
 from secateurs.jobs import PruneSettings, prune_job, train_job
@@ -114,3 +115,13 @@ def test_a_share_for_what_cannot_be_ranked_says_why(recurrent: Path, tmp_path: P
     result = prune_job(settings, tmp_path / "pruned")
     assert Run(result.path).config["settings"]["criterion"] == "taylor"
     assert load(result.path).rows.out_features == 5
+
+
+def test_a_target_in_time_leaves_whole_what_cannot_be_ranked(
+    recurrent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_machine(monkeypatch, block=1)
+    settings = pruning(recurrent, target=("latency", 0.9), **CUT_ALONE)
+    result = prune_job(settings, tmp_path / "pruned")
+    assert result.iterations[0]["latency_share"] <= 0.9 * 1.02
+    assert (load(result.path).rows.out_features, load(result.path).gru.hidden_size) == (10, 12)

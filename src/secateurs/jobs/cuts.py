@@ -129,6 +129,7 @@ def check_latency(
     quantity, share = settings.target or ("", 1.0)
     if quantity != "latency":
         return
+    settings = sparing(settings, graph, model, image)
     kept = {
         group.name: limits.kept.get(group.name, limits.least[group.name])
         for group in cuttable(graph, settings)
