@@ -186,8 +186,9 @@ def prune(
         if remove is None and target is None and shares is None and sensitivity is None:
             raise BudgetError("say how much is to leave", fix="--remove 512, or --target macs=0.3")
         given, spared = parse_shares(shares), tuple(skip or ())
-        goes_far = remove is not None or until is not None or pace not in (None, "one-shot")
-        epochs = finetune_epochs if finetune_epochs is not None else 0 if remove is None else 10
+        in_rounds = remove is not None or until is not None or pace not in (None, "one-shot")
+        usual_epochs = 0 if remove is None else 10
+        epochs = usual_epochs if finetune_epochs is None else finetune_epochs
         if sensitivity is not None:
             given, spared = from_sensitivity(sensitivity, max_drop, given or {}, spared)
         common.check_trains(locals(), epochs or final_epochs or 0, "--finetune-epochs 1")
@@ -196,7 +197,7 @@ def prune(
             data=data,
             remove=remove,
             target=common.parse_target(target),
-            iterations=iterations or (5 if goes_far else 1),
+            iterations=iterations or (5 if in_rounds else 1),
             criterion=criterion,
             scope=scope,
             round_to=round_to,

@@ -227,7 +227,7 @@ class _Search:
         rows = dict(self.rows)
         for alone in (False, True):
             links: list[Link] = []
-            self.rows = dict(rows)
+            self.rows = dict(rows)  # without the names that the first try has given
             for call in calls:
                 link = self._link(call, name, alone=alone)
                 if not isinstance(link, Link):
