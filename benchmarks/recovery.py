@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[0.01], help="one for all, or one for each")
     parser.add_argument("--distill", type=float, default=0.7, help="share of the loss that the teacher has")
     parser.add_argument("--temperature", type=float, default=4.0, help="of the teacher's answers")
+    parser.add_argument("--mixup", type=float, default=0.0, help="alpha of the Beta distribution")
     parser.add_argument(
         "--features", type=float, default=10.0, help="what the blocks' outputs count; where we have the plan"
     )
@@ -147,7 +148,7 @@ def main() -> None:
         f"base {top1(model, *tested):.4f} on {len(tested[1])} test images; {args.images} images to rank and "
         f"repair on; epochs of {args.epoch_images} images, {args.epochs} of them at {rates}, "
         f"precision {args.precision}, distill {args.distill:g} at temperature {args.temperature:g}, "
-        f"features {args.features:g}",
+        f"features {args.features:g}, mixup {args.mixup:g}",
         flush=True,
     )
     found: dict[str, list[dict[str, float]]] = {}
@@ -169,6 +170,7 @@ def main() -> None:
                     weight_decay=5e-4,
                     distill=args.distill,
                     temperature=args.temperature,
+                    mixup=args.mixup,
                     distill_features=args.features if plan is not None else 0.0,
                     precision=args.precision,
                     seed=seed,

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import secateurs
 from secateurs.errors import TrainingError, UnknownNameError
-from secateurs.recovery import repair
+from secateurs.recovery import pairs, repair
 from secateurs.recovery.layout import lay_out
 from toy import OwnNorm, conv
 
@@ -354,11 +354,57 @@ def test_batches_without_room_join_later_and_find_the_weights_as_they_are_then()
 
 def test_threads_that_wait_take_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model, small, plan, inputs = prepared("linear")
-    module = sys.modules[repair.__module__]
-    monkeypatch.setattr(module, "THREAD_BYTES", 1 << 20)
-    assert repair(model, small, plan, inputs.split(1), memory=4 << 20).images == 16
-    monkeypatch.setattr(module, "_FEW_PAIRS", 1)
+    monkeypatch.setattr(pairs, "THREAD_BYTES", 1 << 20)
+    assert repair(model, small, plan, inputs.split(1), memory=4 << 20).images == len(inputs)
+    monkeypatch.setattr(pairs, "_FEW_PAIRS", 1)
     assert repair(model, small, plan, inputs.split(1), memory=8 << 20).images == 4
+
+
+@pytest.mark.parametrize("name", ["in place", "attention", "several calls"])
+def test_many_small_batches_are_one_large_one_and_few_threads(name: str) -> None:
+    model, small, plan, _ = prepared(name)
+    _, at_once, _, few = prepared(name)
+    inputs = torch.cat([few, *(few + 0.1 * torch.randn_like(few) for _ in range(1 + 140 // len(few)))])[:140]
+    threads = []
+
+    def first_of_its_kind(*_: object) -> None:
+        threads.append(threading.active_count())
+
+    handle = model.register_forward_pre_hook(first_of_its_kind)
+    before = threading.active_count()
+    assert repair(model, small, plan, inputs.split(1)).images == 140
+    handle.remove()
+    assert max(threads) - before <= 2 * pairs._MOST_PAIRS
+    assert repair(model, at_once, plan, [inputs]).images == 140
+    for one, other in zip(small.state_dict().values(), at_once.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_of_other_shapes_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_MOST_PAIRS", 2)
+    model = ready(Shrinking())
+    plan, small = cut(model, torch.randn(2, 3, 32, 32), {"first": [0, 1]})
+    seen = []
+    small.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[::2])))
+    sizes = [32, 32, 32, 48, 48, 32]
+    done = repair(model, small, plan, [torch.randn(3, 3, size, size) for size in sizes])
+    assert done.images == 18
+    assert sorted(seen[1:]) == [(3, 32), (6, 48), (9, 32)]  # the first call is the one that lays out
+
+
+def test_batches_that_go_together_leave_room_for_others() -> None:
+    model, images = ready(Shrinking()), torch.randn(200, 3, 32, 32)
+    plan, small = cut(model, images[:2], {"first": [0, 1], "second": [2, 3], "third": [4]})
+    held = lay_out(model, small, plan, images[:1], weights=True).held
+    memory = 40 * held[0]
+    seen = []
+    small.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    done = repair(model, small, plan, images.split(1), memory=memory)
+    assert (done.images, sum(seen[1:])) == (200, 200)
+    assert (
+        seen[1:11] == [4] * 10
+    )  # a tenth of the room each; the rest follows in larger ones, as it needs less
+    assert done.peak_bytes < 1.3 * memory
 
 
 def test_without_any_room_one_batch_is_read() -> None:
@@ -641,7 +687,7 @@ def test_a_failed_repair_leaves_the_smaller_network_as_it_was(monkeypatch: pytes
         assert not torch.equal(small.conv1.weight, before["conv1.weight"])
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(sys.modules[repair.__module__], "correct", fail)
+    monkeypatch.setattr(pairs, "correct", fail)
     with pytest.raises(RuntimeError, match="no more"):
         repair(model, small, plan, inputs.split(6))
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())

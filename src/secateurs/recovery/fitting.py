@@ -26,6 +26,8 @@ from secateurs.recovery.samples import MOST_ROWS, Samples, are_few
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_AT_ONCE = 1 << 22  # values that are copied from what layers read, 16 MiB, and twice that in float64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Link:
@@ -141,21 +143,31 @@ class Equations:
         readings: dict[int, Reading],
         chance: torch.Generator,
         *,
+        batches: int = 1,
         call: int = 0,
     ) -> None:
-        """Take in one batch.
+        """Take in one batch, or several that were put together.
 
         Args:
             original: The original's value at the point.
             smaller: The smaller network's.
             readings: What the layers read.
             chance: Draws the positions.
+            batches: How many batches they are.
             call: Which of the calls of a shared weight it is, the first or one of the others.
         """
+        channel = (self.fit.others[call - 1] if call else self.fit.links[0]).chain.channel
+        count = positions_of(smaller.shape, channel)
+        places = sampled(count, chance, batches * self._rows) if self.fit.weights else torch.arange(count)
+        for some in places.split(max(_AT_ONCE // max(self.fit.columns, 1), 1)):
+            self._add(original, smaller, readings, some, call)
+
+    def _add(
+        self, original: Tensor, smaller: Tensor, readings: dict[int, Reading], places: Tensor, call: int
+    ) -> None:
+        """Take in some positions of a batch."""
         links = (self.fit.others[call - 1],) if call else self.fit.links
         channel = links[0].chain.channel
-        count = positions_of(smaller.shape, channel)
-        places = sampled(count, chance, self._rows) if self.fit.weights else torch.arange(count)
         aim = values_at(original, channel, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
         aim = aim * self.fit.factors.to(aim)
         missing = aim - values_at(smaller, channel, places).double()

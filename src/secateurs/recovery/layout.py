@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -28,8 +28,8 @@ class Layout:
         fits: The fits.
         left: Weights that read what left and are not refitted, with the reason.
         copied: Calls whose inputs are overwritten before their outputs matter.
-        held: For each fit the bytes that a pass of both networks over the first batch takes at most, where
-            weights read, from there to its end.
+        held: For each fit the bytes that a pass of both networks over the first batch holds at most where it
+            waits, from there to its end.
         norms: Running means of the batch norms that see other values than before the cut.
     """
 
@@ -80,14 +80,28 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     for links in search.shared:
         fits += _shared_fit(links, search, weights)
     fits.sort(key=lambda fit: fit.point)
-    firsts = [min(link.chain.call for link in fit.links) for fit in fits]
     return Layout(
         fits=tuple(fits),
         left=search.left,
         copied=frozenset(small.overwritten),
-        held=tuple(whole.held_from(call) + small.held_from(call) for call in firsts),
+        held=_held(fits, whole, small),
         norms=tuple(small.norms_behind(changed)),
     )
+
+
+def _held(fits: Sequence[Fit], whole: Recorder, small: Recorder) -> tuple[int, ...]:
+    """For each fit what both passes of the first batch hold, there or at a later one."""
+    most, found = 0, []
+    for fit in reversed(fits):
+        kept = [
+            link.chain.call
+            for each in fits
+            for link in (each.links if each.weights and not each.others else ())
+            if link.chain.call <= fit.point <= each.point
+        ]
+        most = max(most, whole.held_at(fit.point, ()) + small.held_at(fit.point, kept))
+        found.append(most)
+    return tuple(reversed(found))
 
 
 def _together(links: list[Link], small: Recorder) -> dict[tuple[int, int, int], list[Link]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         names: The torch function of each numbered call.
         readers: The calls in which weights read activations, without what was read.
-        held: The bytes that results of calls took at each call in which weights read.
+        held: The bytes that results of calls took after each call.
         overwritten: The readers whose source is changed in place after they read it.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
@@ -63,7 +63,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
-        self.held: dict[int, int] = {}
+        self.held: list[int] = []
         self.overwritten: set[int] = set()
         self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
@@ -73,7 +73,7 @@ class Recorder(TorchFunctionMode):
         self._read_by: dict[int, list[int]] = {}
         self._steps: dict[tuple[int, int], Step] = {}
         self._uses: dict[int, list[tuple[int, int, int]]] = {}
-        self._sources: dict[int, weakref.ref[Tensor]] = {}
+        self._sources: dict[int, _Source] = {}
         self._shapes: dict[int, torch.Size] = {}
         self._makers: list[list[int]] = []
         self._named: list[set[str]] = []
@@ -94,9 +94,20 @@ class Recorder(TorchFunctionMode):
         """The shape of a call's result."""
         return self._shapes[call]
 
-    def held_from(self, call: int) -> int:
-        """The most bytes that results took at once where weights read, from a call on."""
-        return max((size for number, size in self.held.items() if number >= call), default=0)
+    def held_at(self, call: int, kept: Iterable[int]) -> int:
+        """The bytes that a pass holds that waits behind a call.
+
+        Args:
+            call: Number of the call.
+            kept: Readers of which what they read is kept until later.
+        """
+        gone = {
+            number if number in self.overwritten else source.storage: source.nbytes
+            for number in kept
+            if (source := self._sources.get(number)) is not None
+            if number in self.overwritten or source.last < call
+        }
+        return self.held[call] + sum(gone.values())
 
     def uses(self, tensor: Tensor) -> int:
         """In how many calls any element of a parameter, or of this view of it, is used."""
@@ -267,34 +278,38 @@ class Recorder(TorchFunctionMode):
                 if step.move is not None or results[0].shape == shape:
                     self._steps[number, maker] = step
         is_data = self._is_data(operands)
-        for result in results:
-            self._note(result, number, is_data)
         if reader is not None:
             self._remember(number, reader)
+        for result in results:
+            self._note(result, number, is_data)
+        self._note_living(number)
         return out
 
     def _remember(self, number: int, reader: Reader) -> None:
         """Keep what is known of a reader, and see later whether its source is overwritten."""
-        whole = reader.source._base
-        self._sources[number] = weakref.ref(reader.source if whole is None else whole)
+        whole = reader.source if reader.source._base is None else reader.source._base
+        self._sources[number] = _Source(whole, number)
         blank = torch.empty(0)
         self.readers[number] = Reader(
             source=blank, weight=reader.weight, bias=reader.bias, groups=reader.groups,
             turned=reader.turned, windows=reader.windows, stretch=reader.stretch,
         )  # fmt: skip
-        self.held[number] = self._live()
 
     def _note_changes(self, changed: list[Tensor]) -> None:
         places = {_storage(tensor) for tensor in changed}
-        for number, ref in self._sources.items() if places else ():
-            source = ref()
-            if source is not None and _storage(source) in places:
+        for number, source in self._sources.items() if places else ():
+            if source.storage in places and source.tensor() is not None:
                 self.overwritten.add(number)
 
-    def _live(self) -> int:
-        live = [ref() for ref, *_ in self._made.values()]
-        storages = {_storage(t): t.untyped_storage().nbytes() for t in live if t is not None}
-        return sum(storages.values())
+    def _note_living(self, number: int) -> None:
+        """Note what results take after a call, and which of the sources that were read are still there."""
+        live = {key: tensor for key, (ref, *_) in self._made.items() if (tensor := ref()) is not None}
+        self._made = {key: self._made[key] for key in live}
+        storages = {_storage(each): each.untyped_storage().nbytes() for each in live.values()}
+        self.held.append(sum(size for place, size in storages.items() if place not in self._storages))
+        for source in self._sources.values():
+            if source.last == number - 1 and source.tensor() is not None:
+                source.last = number
 
     def _maker(self, tensor: Tensor) -> int:
         """The call that gave the tensor its present value."""
@@ -322,6 +337,21 @@ class Recorder(TorchFunctionMode):
             storage = _storage(tensor)
             if storage in self._storages and storage not in views:
                 self._uses.setdefault(storage, []).append((*_span(tensor), number))
+
+
+class _Source:
+    """What a reader read: where it lies, and after which call it was seen last.
+
+    Args:
+        tensor: The tensor, or the one that it is a view of.
+        call: Number of the call that read it.
+    """
+
+    __slots__ = ("last", "nbytes", "storage", "tensor")
+
+    def __init__(self, tensor: Tensor, call: int) -> None:
+        self.tensor, self.storage = weakref.ref(tensor), _storage(tensor)
+        self.nbytes, self.last = tensor.untyped_storage().nbytes(), call - 1
 
 
 def _storage(tensor: Tensor) -> int:

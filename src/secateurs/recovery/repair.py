@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.graph.copying import foreign_hooks_unseen, tensors_of
@@ -18,15 +19,14 @@ from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
-from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct, write
+from secateurs.recovery.fitting import Equations, Fit, Solution, write
 from secateurs.recovery.layout import Layout, lay_out
-from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
+from secateurs.recovery.pairs import Pairs, examples_of
 from secateurs.recovery.surroundings import on_device, summed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_FEW_PAIRS = 16  # batches whose two threads count for nothing
 WAYS = ("none", "batch-norm", "compensate", "reconstruct")
 
 
@@ -117,9 +117,9 @@ def repair(
             grows where there are fewer than 16 positions for each value that an output reads.
         seed: Which positions of large maps are read.
         memory: Bytes that activations may take while passes wait for a fit, and as many for the threads that
-            wait, 1.5 MiB for each of a batch's two. Batches beyond it join as soon as there is room: early
-            layers of large images, where one image has thousands of positions, see fewer images than late
-            ones. One batch takes part in any case.
+            wait. Batches beyond it join as soon as there is room: early layers of large images, where one
+            image has thousands of positions, see fewer images than late ones. One batch takes part in any
+            case. More than 64 batches are put together, where they differ in their first dimension alone.
         accelerator: Processes that share the data; each gives its own batches, or all the same loader, and
             all end with the same weights.
 
@@ -155,7 +155,7 @@ def repair(
         job = _Repairing(model, smaller, inputs, seed, memory, accelerator)
         layout = lay_out(model, smaller, plan, inputs[0], weights=how == "reconstruct")
         layers = job.statistics(layout) if how == "batch-norm" else job.fit(layout, ridge)
-        images = job.of_all(sum(_examples(each) for each in job.used))
+        images = job.of_all(job.examples)
     return Repair(
         how=how,
         layers=tuple(layers),
@@ -173,17 +173,18 @@ class _Repairing:
         self,
         model: nn.Module,
         smaller: nn.Module,
-        inputs: list[Inputs],
+        inputs: deque[Inputs],
         seed: int,
         memory: int,
         accelerator: Accelerator | None,
     ) -> None:
         self.model, self.smaller, self.inputs = model, smaller, inputs
         self.seed, self.memory, self.accelerator = seed, memory, accelerator
-        self.peak, self.used = 0, inputs
+        self.peak = self.examples = 0
 
     def statistics(self, layout: Layout) -> list[Repaired]:
         """Batch-norm re-estimation."""
+        self.examples = sum(map(examples_of, self.inputs))
         means = reestimate(self.smaller, layout.norms, self.inputs, self.accelerator)
         self.peak = sum(2 * 8 * len(mean) for mean in means)
         names = {id(tensor): name for name, tensor in tensors_of(self.smaller).items()}
@@ -192,34 +193,30 @@ class _Repairing:
     def fit(self, layout: Layout, ridge: float) -> list[Repaired]:
         """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
         processes = self.accelerator.num_processes if self.accelerator is not None else 1
-        pairs = [
-            _Pair(self, layout, index, chance=torch.Generator().manual_seed(self.seed + index))
-            for index in range(len(self.inputs))
-        ]
-        room = max(_FEW_PAIRS, self.memory // (2 * THREAD_BYTES))
-        joined: list[_Pair] = []
+        pairs = Pairs(self.model, self.smaller, layout, self.inputs, memory=self.memory, seed=self.seed)
         done = []
         try:
             for place, fit in enumerate(layout.fits):
-                most = min(layout.held[: place + 1])  # who has come so far stays
-                joined = pairs[: max(1, min(self.memory // max(most, 1), room))]
-                positions = self.of_all(len(joined) * fit.positions)
-                equations = Equations(fit, device_of(self.smaller), len(joined) * processes, positions)
-                for pair in joined:
+                pairs.join(place)
+                positions = self.of_all(pairs.batches * fit.positions)
+                equations = Equations(fit, device_of(self.smaller), pairs.batches * processes, positions)
+                for pair in pairs:
                     pair.show(equations, layout.fits[place:])
                 if self.accelerator is not None:
                     equations.reduce(self.accelerator)
                 solution = equations.solve(ridge)
                 write(equations, solution)
-                for pair in joined:
+                for pair in pairs:
                     pair.correct(equations, solution)
-                waiting = len(joined) + bool(fit.others)  # a shared weight is looked at in passes of its own
+                ahead = (
+                    pairs.largest if fit.others else 0
+                )  # a shared weight is looked at in passes of its own
+                waiting = pairs.batches + ahead
                 self.peak = max(self.peak, equations.nbytes + layout.held[place] * waiting)
                 done += [_told(link.name, fit, solution) for link in fit.links]
         finally:
-            for pair in pairs:
-                pair.close()
-        self.used = self.inputs[: len(joined)]
+            pairs.close()
+        self.examples = pairs.examples
         return done
 
     def of_all(self, count: int) -> int:
@@ -227,92 +224,27 @@ class _Repairing:
         return count if self.accelerator is None else int(summed([count], self.accelerator)[0])
 
 
-class _Pair:
-    """One batch on its way through both networks, from the first fit that it is shown."""
-
-    def __init__(self, job: _Repairing, layout: Layout, index: int, *, chance: torch.Generator) -> None:
-        self._job, self._layout, self._inputs = job, layout, job.inputs[index]
-        self._chance = chance
-        self._passes: tuple[SuspendedPass, SuspendedPass] | None = None
-
-    def show(self, equations: Equations, fits: Sequence[Fit]) -> None:
-        """Let the equations see what both networks give at the point of the first of the fits to come."""
-        fit = equations.fit
-        if self._passes is None:
-            reading = [link for each in fits if each.weights for link in each.links]
-            self._passes = self._start({each.point for each in fits}, reading)
-        original, smaller = self._passes
-        values = original.advance(fit.point), smaller.advance(fit.point)
-        if fit.others:
-            self._look_ahead(equations)
-        else:
-            equations.add(*values, smaller.readings, self._chance)
-
-    def _look_ahead(self, equations: Equations) -> None:
-        """Let the equations of a shared weight see all of its calls, in passes that do not wait for a fit."""
-        fit = equations.fit
-        links = (*fit.links, *fit.others)
-        original, smaller = self._start({link.chain.point for link in links}, links if fit.weights else ())
-        try:
-            for call, link in sorted(enumerate(links), key=lambda each: each[1].chain.point):
-                one, other = original.advance(link.chain.point), smaller.advance(link.chain.point)
-                equations.add(one, other, smaller.readings, self._chance, call=call)
-                smaller.forget([link.chain.call])
-        finally:
-            original.close()
-            smaller.close()
-
-    def correct(self, equations: Equations, solution: Solution) -> None:
-        """Give the waiting pass the values that it has with the new weights."""
-        if self._passes is not None:
-            smaller = self._passes[1]
-            correct(equations, solution, smaller.value, smaller.readings)
-            smaller.forget([link.chain.call for link in equations.fit.links])
-
-    def close(self) -> None:
-        """Leave both passes."""
-        for each in self._passes or ():
-            each.close()
-        self._passes = None
-
-    def _start(self, stops: Collection[int], links: Sequence[Link]) -> tuple[SuspendedPass, SuspendedPass]:
-        """Passes of both networks that wait at some calls, and keep what some layers read."""
-        reads = {link.chain.call for link in links}
-        copied = reads & self._layout.copied
-        moves = {move: link.chain.call for link in links for move in link.chain.moves}
-        original = SuspendedPass(self._job.model, self._inputs, stops=stops)
-        smaller = SuspendedPass(
-            self._job.smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
-        )
-        return original, smaller
-
-
 def _told(name: str, fit: Fit, solution: Solution) -> Repaired:
     what = "weights" if fit.weights else "constant"
     return Repaired(name=name, what=what, before=solution.before, after=solution.after)
 
 
-def _inputs(batches: Iterable[Any], device: torch.device, accelerator: Accelerator | None) -> list[Inputs]:
+def _inputs(batches: Iterable[Any], device: torch.device, accelerator: Accelerator | None) -> deque[Inputs]:
     """The inputs of all batches, where the model is."""
     data = batches if accelerator is None else on_device(batches, accelerator)
-    found = [
+    found = deque(
         tree_map_only(
             Tensor,
             lambda tensor: tensor.to(device),
             batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch,
         )
         for batch in data
-    ]
+    )
     if not found:
         raise TrainingError(
             "the data to repair on gave no batch", fix="pass batches of inputs, a few hundred images or more"
         )
     return found
-
-
-def _examples(inputs: Inputs) -> int:
-    first = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    return int(first.shape[0])
 
 
 @contextmanager

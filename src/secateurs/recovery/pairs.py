@@ -1,0 +1,207 @@
+"""Batches on their way through both networks: which take part, which wait for room, which go together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from secateurs.graph.running import Inputs
+from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct
+from secateurs.recovery.layout import Layout
+from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
+
+_MOST_PAIRS = 64  # of passes that all batches make, where they can be put together
+_PARTS = 8  # of the room: no pair takes more than one of them, so that little stays empty
+_FEW_PAIRS = 64  # whose threads count for nothing
+
+
+class Pairs:
+    """The batches that take part in the fits so far, and those that wait until there is room for them.
+
+    Many small batches go together: each pair of passes waits in two threads.
+
+    Args:
+        model: The original, in evaluation mode.
+        smaller: The network after the cut, in evaluation mode.
+        layout: The fits to come.
+        inputs: All batches, which are taken out of it one after the other.
+        memory: Bytes that all passes may hold, and as many for their threads.
+        seed: Which positions of large maps are read.
+
+    Attributes:
+        batches: How many batches take part.
+        examples: How many inputs these hold.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        smaller: nn.Module,
+        layout: Layout,
+        inputs: deque[Inputs],
+        *,
+        memory: int,
+        seed: int,
+    ) -> None:
+        self._networks, self._layout, self._waiting = (model, smaller), layout, inputs
+        self._memory, self._seed, self._count = memory, seed, len(inputs)
+        self._pairs: list[Pair] = []
+        self.batches = self.examples = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._pairs)
+
+    @property
+    def largest(self) -> int:
+        """The batches of the pair that holds the most."""
+        return max((pair.batches for pair in self._pairs), default=0)
+
+    def join(self, place: int) -> None:
+        """Let as many batches take part as there is room for from a fit on; who has come so far stays."""
+        most = min(self._layout.held[: place + 1])  # bytes of a batch
+        room = max(1, self._memory // max(most, 1))
+        threads = max(_FEW_PAIRS, self._memory // (2 * THREAD_BYTES))
+        together = max(1, min(room // _PARTS, -(-self._count // _MOST_PAIRS)))
+        while self._waiting and self.batches < room and len(self._pairs) < threads:
+            some = [self._waiting.popleft()]
+            while self._waiting and len(some) < min(together, room - self.batches):
+                if not are_alike(some[0], self._waiting[0]):
+                    break
+                some.append(self._waiting.popleft())
+            inputs = put_together(some)
+            chance = torch.Generator().manual_seed(self._seed + self.batches)
+            self._pairs.append(Pair(*self._networks, self._layout, inputs, batches=len(some), chance=chance))
+            self.batches += len(some)
+            self.examples += examples_of(inputs)
+
+    def close(self) -> None:
+        """Leave all passes."""
+        for pair in self._pairs:
+            pair.close()
+
+
+class Pair:
+    """A batch, or several, on its way through both networks, from the first fit that it is shown.
+
+    Args:
+        model: The original, in evaluation mode.
+        smaller: The network after the cut, in evaluation mode.
+        layout: All fits.
+        inputs: What both are called with.
+        batches: How many batches were put together.
+        chance: Draws the positions that are read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        smaller: nn.Module,
+        layout: Layout,
+        inputs: Inputs,
+        *,
+        batches: int,
+        chance: torch.Generator,
+    ) -> None:
+        self._model, self._smaller, self._layout, self._inputs = model, smaller, layout, inputs
+        self.batches, self._chance = batches, chance
+        self._passes: tuple[SuspendedPass, SuspendedPass] | None = None
+
+    def show(self, equations: Equations, fits: Sequence[Fit]) -> None:
+        """Let the equations see what both networks give at the point of the first of the fits to come."""
+        fit = equations.fit
+        if self._passes is None:
+            reading = [link for each in fits if each.weights for link in each.links]
+            self._passes = self._start({each.point for each in fits}, reading)
+        original, smaller = self._passes
+        values = original.advance(fit.point), smaller.advance(fit.point)
+        if fit.others:
+            self._look_ahead(equations)
+        else:
+            equations.add(*values, smaller.readings, self._chance, batches=self.batches)
+
+    def _look_ahead(self, equations: Equations) -> None:
+        """Let the equations of a shared weight see all of its calls, in passes that do not wait for a fit."""
+        fit = equations.fit
+        links = (*fit.links, *fit.others)
+        original, smaller = self._start({link.chain.point for link in links}, links if fit.weights else ())
+        try:
+            for call, link in sorted(enumerate(links), key=lambda each: each[1].chain.point):
+                one, other = original.advance(link.chain.point), smaller.advance(link.chain.point)
+                equations.add(one, other, smaller.readings, self._chance, batches=self.batches, call=call)
+                smaller.forget([link.chain.call])
+        finally:
+            original.close()
+            smaller.close()
+
+    def correct(self, equations: Equations, solution: Solution) -> None:
+        """Give the waiting pass the values that it has with the new weights."""
+        if self._passes is not None:
+            smaller = self._passes[1]
+            correct(equations, solution, smaller.value, smaller.readings)
+            smaller.forget([link.chain.call for link in equations.fit.links])
+
+    def close(self) -> None:
+        """Leave both passes."""
+        for each in self._passes or ():
+            each.close()
+        self._passes = None
+
+    def _start(self, stops: Collection[int], links: Sequence[Link]) -> tuple[SuspendedPass, SuspendedPass]:
+        """Passes of both networks that wait at some calls, and keep what some layers read."""
+        reads = {link.chain.call for link in links}
+        copied = reads & self._layout.copied
+        moves = {move: link.chain.call for link in links for move in link.chain.moves}
+        original = SuspendedPass(self._model, self._inputs, stops=stops)
+        smaller = SuspendedPass(
+            self._smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
+        )
+        return original, smaller
+
+
+def examples_of(inputs: Inputs) -> int:
+    """How many inputs a batch holds: the length of its first tensor."""
+    first = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return int(first.shape[0])
+
+
+def are_alike(one: Inputs, other: Inputs) -> bool:
+    """Whether two batches can be put together: they differ in the first dimension of tensors alone.
+
+    Example:
+        >>> image, wide = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 9)
+        >>> are_alike(image, image[:1]), are_alike(image, wide), are_alike((image, True), (image, False))
+        (True, False, False)
+    """
+    (leaves, tree), (others, other_tree) = tree_flatten(one), tree_flatten(other)
+    if tree != other_tree:
+        return False
+    lengths, other_lengths = set(), set()
+    for leaf, match in zip(leaves, others, strict=True):
+        if not (isinstance(leaf, Tensor) and isinstance(match, Tensor)):
+            if leaf is not match and not (isinstance(leaf, bool | int | float | str) and leaf == match):
+                return False
+            continue
+        if leaf.is_nested or match.is_nested or not leaf.dim() or leaf.shape[1:] != match.shape[1:]:
+            return False
+        if (leaf.dtype, leaf.device, leaf.layout) != (match.dtype, match.device, match.layout):
+            return False
+        lengths.add(leaf.shape[0])
+        other_lengths.add(match.shape[0])
+    return len(lengths) == len(other_lengths) == 1
+
+
+def put_together(batches: Sequence[Inputs]) -> Inputs:
+    """One batch of several that are alike."""
+    if len(batches) == 1:
+        return batches[0]
+    found = [tree_flatten(each) for each in batches]
+    leaves = [
+        torch.cat(each) if isinstance(each[0], Tensor) else each[0]
+        for each in zip(*(leaves for leaves, _ in found), strict=True)
+    ]
+    together: Inputs = tree_unflatten(leaves, found[0][1])
+    return together
