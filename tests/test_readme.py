@@ -7,11 +7,14 @@ import io
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import secateurs
 from secateurs.cli import app
+from tiny_net import TinyNet
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -33,6 +36,21 @@ def test_the_first_program_is_short_and_prints_what_it_says() -> None:
     number = r"[\d.]+(e[-+]\d+)?"
     assert re.sub(number, "#", got[1]) == re.sub(number, "#", said[1])
     assert got[1].startswith("verified")
+
+
+def test_the_one_call_of_the_readme_runs() -> None:
+    program = next(
+        text for language, text in _blocks() if "secateurs.prune(" in text and language == "python"
+    )
+    torch.manual_seed(0)
+    known: dict[str, Any] = {
+        "secateurs": secateurs,
+        "model": TinyNet().eval(),
+        "loader": torch.randn(32, 3, 8, 8).split(8),
+    }
+    exec(compile(program, str(README), "exec"), known)
+    step = known["step"]
+    assert step.repaired.images == 32 and step.plan.after.macs <= 0.5 * step.plan.before.macs
 
 
 def test_the_examples_of_extending_run_and_print_what_they_say() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateurs.graph import Cost, Graph, Group, Locked, Slice, rule, trace
     from secateurs.judging import Comparison, Oracle, compare, oracle
     from secateurs.lowered import Lowered, lowering
+    from secateurs.oneshot import prune
     from secateurs.planning import Budget, LatencyModel, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
@@ -52,6 +53,7 @@ __all__ = [
     "oracle",
     "particle_filter",
     "plan",
+    "prune",
     "prune_steps",
     "rule",
     "score",
@@ -67,6 +69,7 @@ _HOMES = {
     "graph": ("Cost", "Graph", "Group", "Locked", "Slice", "rule", "trace"),
     "judging": ("Comparison", "Oracle", "compare", "oracle"),
     "lowered": ("Lowered", "lowering"),
+    "oneshot": ("prune",),
     "planning": ("Budget", "LatencyModel", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),

@@ -144,6 +144,10 @@ def prune_steps(
         raise BudgetError(f"one-shot is one step, got steps={steps}", fix="steps=1")
     if isinstance(selection, str) and selection not in SELECTIONS:
         raise UnknownNameError("selection", selection, SELECTIONS)
+    if budget is None and shares is None and (allocation is None or allocation == "error"):
+        raise BudgetError(
+            "say how much is to leave: a budget, shares or an allocation", fix="Budget(macs=0.5)"
+        )
     current, graph = model, trace(model, inputs)
     if allocation == "error":
         allocation, curves = None, with_curves(criterion)
