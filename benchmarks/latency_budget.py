@@ -74,7 +74,7 @@ def cut_to(
         plan = decide(asked)
         return plan, secateurs.apply(model, plan)
 
-    return aim(cut, partial(latency_share, model, inputs=image), share)
+    return aim(cut, lambda smaller, _: latency_share(model, smaller, image), share)
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ def attempts(true: Callable[[float], float], goal: float, reach: float = 0.0) ->
         one = replace(PLAN.groups[0], removed=(len(asked),))  # another plan each time
         return replace(PLAN, groups=(one,)), nn.Identity()
 
-    found = aim(cut, lambda model: true(asked[-1]), goal)
+    found = aim(cut, lambda *_: true(asked[-1]), goal)
     return found, asked
 
 
@@ -233,7 +233,7 @@ def test_the_same_plan_again_ends_the_trials() -> None:
         calls.append(share)
         return PLAN, nn.Identity()
 
-    assert aim(cut, lambda model: 0.2, 0.5).measured == 0.2
+    assert aim(cut, lambda *_: 0.2, 0.5).measured == 0.2
     assert len(calls) == 2
 
 
@@ -244,7 +244,7 @@ def test_where_forecasts_give_the_same_cut_a_smaller_one_is_tried() -> None:
         step = int(share * 10)
         return replace(PLAN, groups=(replace(PLAN.groups[0], removed=(step,)),)), nn.Linear(1, step + 1)
 
-    found = aim(cut, lambda model: 0.1 + 0.08 * model.out_features, 0.5)
+    found = aim(cut, lambda model, _: 0.1 + 0.08 * model.out_features, 0.5)
     assert found.measured == pytest.approx(0.5)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateurs
+from secateurs import pruning
 from secateurs.errors import BudgetError, ScoreError
 from secateurs.recovery import repair
 from tiny_net import RowsNet, TinyNet
@@ -102,6 +104,42 @@ def test_inputs_by_name_and_shares_in_place_of_a_budget() -> None:
     assert step.repaired is not None and not step.repaired.left
 
 
+class Listing(nn.Module):
+    """Takes a list of images, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = TinyNet()
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        result: Tensor = self.body(torch.stack(images))
+        return result
+
+
+def test_images_in_a_list_are_no_examples_to_choose_from() -> None:
+    torch.manual_seed(0)
+    data = [((list(torch.randn(2, 3, 8, 8)),), None) for _ in range(70)]
+    step = secateurs.prune(Listing().eval(), data, secateurs.Budget(macs=0.6))
+    assert step.plan.after.macs <= 0.6 * step.plan.before.macs and step.repaired is not None
+
+
+def test_a_cut_of_nothing_is_never_as_fast_as_was_asked_for(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def nothing_first(graph: secateurs.Graph, *args: Any, **options: Any) -> secateurs.Plan:
+        asked.append(1.0)
+        if len(asked) == 1:
+            return secateurs.Plan.of(graph, {})
+        return secateurs.plan(graph, *args, **options)
+
+    monkeypatch.setattr(pruning, "plan", nothing_first)
+    monkeypatch.setattr(pruning, "latency_share", lambda *_: 0.95)
+    step = secateurs.prune(model, batches(2), secateurs.Budget(latency=0.95))
+    assert len(asked) > 1 and step.plan.groups
+
+
 def test_what_is_refused(model: nn.Module) -> None:
     goal = secateurs.Budget(macs=0.5)
     with pytest.raises(ScoreError, match=r"one tensor of shape \(4, 3, 8, 8\)"):
@@ -110,5 +148,8 @@ def test_what_is_refused(model: nn.Module) -> None:
         secateurs.prune(model, [], goal)
     with pytest.raises(BudgetError, match="out of reach"):
         secateurs.prune(model, batches(1), secateurs.Budget(macs=0.001))
+    with pytest.raises(BudgetError, match="remains, as reconstruction ranks no units of ") as caught:
+        secateurs.prune(RowsNet().eval(), batches(1), secateurs.Budget(params=0.1))
+    assert "criterion='l2'" in str(caught.value)
     with pytest.raises(BudgetError, match="say how much is to leave"):
         secateurs.prune(model, batches(1))

@@ -11,12 +11,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateurs.criteria.batches import batch_on
 from secateurs.criteria.consumers import unrankable
-from secateurs.errors import ScoreError
+from secateurs.errors import BudgetError, ScoreError, some
 from secateurs.graph import Inputs, trace
 from secateurs.graph.running import device_of
 from secateurs.planning.budgets import Budget
 from secateurs.planning.limits import Least
 from secateurs.pruning import Step, prune_steps
+from secateurs.recovery.batches import examples_in
 
 _SHOWN = 2  # examples of the first batch that the model is traced and proved with
 
@@ -76,26 +77,35 @@ def prune(
         raise ScoreError(
             f"data is one tensor of shape {tuple(data.shape)}, and batches are needed", fix="data.split(32)"
         )
-    some = list(_first(data, images))
-    if not some:
+    chosen = list(_first(data, images))
+    if not chosen:
         raise ScoreError("the data has no batches", fix="pass a loader that yields inputs")
     device = device_of(model)
-    example = _few(batch_on(some[0], device, labelled=False)[0]) if inputs is None else inputs
+    example = _few(batch_on(chosen[0], device, labelled=False)[0]) if inputs is None else inputs
     unread = unrankable(model, trace(model, example), example)
-    (step,) = prune_steps(
-        model,
-        example,
-        criterion="reconstruction",
-        budget=budget,
-        data=some,
-        kinds=kinds,
-        skip=(*skip, *map(glob.escape, unread)),
-        shares=shares,
-        min_units=min_units,
-        round_to=round_to,
-        allocation="error",
-        repair="reconstruct",
-    )
+    try:
+        (step,) = prune_steps(
+            model,
+            example,
+            criterion="reconstruction",
+            budget=budget,
+            data=chosen,
+            kinds=kinds,
+            skip=(*skip, *map(glob.escape, unread)),
+            shares=shares,
+            min_units=min_units,
+            round_to=round_to,
+            allocation="error",
+            repair="reconstruct",
+        )
+    except BudgetError as error:
+        if not unread:
+            raise
+        whole = f"{error.message}, as reconstruction ranks no units of {some(list(unread))}"
+        fix = (
+            f"secateurs.prune_steps(..., criterion='l2', repair='reconstruct') ranks them too; or {error.fix}"
+        )
+        raise BudgetError(whole, where=error.where, fix=fix) from error
     return step
 
 
@@ -111,9 +121,8 @@ def _first(data: Iterable[Any], images: int) -> Iterator[Any]:
 
 
 def _few(inputs: Inputs) -> Inputs:
-    """The first examples of a batch; all where its tensors do not agree on how many there are."""
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if len({tensor.shape[:1] for tensor in tensors}) != 1:
+    """The first examples of a batch; the whole one where it cannot be told what counts them."""
+    if examples_in(inputs) is None:
         return inputs
     few: Inputs = tree_map_only(Tensor, lambda tensor: tensor[:_SHOWN], inputs)
     return few

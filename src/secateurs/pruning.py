@@ -223,8 +223,12 @@ def _aimed(
         decided = decide(Budget(latency=share))
         return decided, apply(current, decided)
 
+    def measured(smaller: nn.Module, plan: Plan) -> float:
+        nothing_left = current is model and not plan.groups
+        return 1.0 if nothing_left else latency_share(model, smaller, inputs)
+
     start = goal if current is model else goal / latency_share(model, current, inputs)
-    return aim(cut, partial(latency_share, model, inputs=inputs), goal, start)
+    return aim(cut, measured, goal, start)
 
 
 def with_curves(criterion: AnyCriterion) -> AnyCriterion:

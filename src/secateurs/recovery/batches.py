@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,33 @@ class Batch:
 
         others = tree_map(swap, self.targets)
         return replace(self, inputs=tree_map(mix, self.inputs), others=others, share=share)
+
+
+def examples_in(inputs: Any) -> int | None:
+    """How many examples a model is called with: the first dimension that its tensors have in common.
+
+    Returns:
+        None where they have none in common, or where tensors lie deeper, as images of several sizes do in a
+        list: their first dimension counts something else.
+
+    Example:
+        >>> image = torch.zeros(3, 8, 8)
+        >>> examples_in(image[None]), examples_in({"image": image[None], "scale": 2.0})
+        (1, 1)
+        >>> examples_in(([image, image],)) is None
+        True
+    """
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    values = inputs if isinstance(inputs, (tuple, list)) else [inputs]
+    lengths = set()
+    for value in values:
+        is_plain = isinstance(value, Tensor) and not value.is_nested and value.dim()
+        if is_plain:
+            lengths.add(len(value))
+        elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            return None
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def gathered(batches: Iterable[Any], count: int) -> Iterator[list[Batch]]:

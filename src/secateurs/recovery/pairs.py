@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from secateurs.graph.running import Inputs
+from secateurs.recovery.batches import examples_in
 from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct
 from secateurs.recovery.layout import Layout
 from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
@@ -175,23 +177,20 @@ def are_alike(one: Inputs, other: Inputs) -> bool:
         >>> image, wide = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 9)
         >>> are_alike(image, image[:1]), are_alike(image, wide), are_alike((image, True), (image, False))
         (True, False, False)
+        >>> are_alike(([image[0]],), ([image[1]],))  # a list of images
+        False
     """
     (leaves, tree), (others, other_tree) = tree_flatten(one), tree_flatten(other)
-    if tree != other_tree:
+    if tree != other_tree or examples_in(one) is None or examples_in(other) is None:
         return False
-    lengths, other_lengths = set(), set()
-    for leaf, match in zip(leaves, others, strict=True):
-        if not (isinstance(leaf, Tensor) and isinstance(match, Tensor)):
-            if leaf is not match and not (isinstance(leaf, bool | int | float | str) and leaf == match):
-                return False
-            continue
-        if leaf.is_nested or match.is_nested or not leaf.dim() or leaf.shape[1:] != match.shape[1:]:
-            return False
-        if (leaf.dtype, leaf.device, leaf.layout) != (match.dtype, match.device, match.layout):
-            return False
-        lengths.add(leaf.shape[0])
-        other_lengths.add(match.shape[0])
-    return len(lengths) == len(other_lengths) == 1
+    return all(_are_alike(leaf, match) for leaf, match in zip(leaves, others, strict=True))
+
+
+def _are_alike(leaf: Any, match: Any) -> bool:
+    if isinstance(leaf, Tensor) and isinstance(match, Tensor):
+        kinds = [(each.shape[1:], each.dtype, each.device, each.layout) for each in (leaf, match)]
+        return kinds[0] == kinds[1]
+    return leaf is match or (isinstance(leaf, bool | int | float | str) and leaf == match)
 
 
 def put_together(batches: Sequence[Inputs]) -> Inputs:
