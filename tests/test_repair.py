@@ -392,6 +392,28 @@ def test_batches_of_other_shapes_stay_apart(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(seen[1:]) == [(3, 32), (6, 48), (9, 32)]  # the first call is the one that lays out
 
 
+class Steps(nn.Module):
+    """Reads sequences whose first dimension counts steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.first(x))
+        result: Tensor = self.last(first - first.mean(0))
+        return result
+
+
+def test_batches_of_steps_stay_apart() -> None:
+    model, inputs = ready(Steps()), torch.randn(70, 6, 4, 5)
+    plan, small = cut(model, inputs[0], {"first": [0, 5, 6]})
+    shapes = []
+    small.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    repair(model, small, plan, list(inputs))
+    assert set(shapes) == {(6, 4, 5)}
+
+
 def test_batches_that_go_together_leave_room_for_others() -> None:
     model, images = ready(Shrinking()), torch.randn(200, 3, 32, 32)
     plan, small = cut(model, images[:2], {"first": [0, 1], "second": [2, 3], "third": [4]})

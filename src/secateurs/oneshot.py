@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateurs.criteria.batches import batch_on
 from secateurs.criteria.consumers import unrankable
-from secateurs.errors import BudgetError, ScoreError, some
+from secateurs.errors import BudgetError, ScoreError, TraceError, some
 from secateurs.graph import Inputs, trace
 from secateurs.graph.running import device_of
 from secateurs.planning.budgets import Budget
@@ -81,8 +81,13 @@ def prune(
     if not chosen:
         raise ScoreError("the data has no batches", fix="pass a loader that yields inputs")
     device = device_of(model)
-    example = _few(batch_on(chosen[0], device, labelled=False)[0]) if inputs is None else inputs
-    unread = unrankable(model, trace(model, example), example)
+    whole = batch_on(chosen[0], device, labelled=False)[0] if inputs is None else inputs
+    example = _few(whole) if inputs is None else inputs
+    try:
+        graph = trace(model, example)
+    except TraceError:  # such as sequences whose first dimension counts steps
+        graph, example = trace(model, whole), whole
+    unread = unrankable(model, graph, example)
     try:
         (step,) = prune_steps(
             model,
@@ -101,11 +106,11 @@ def prune(
     except BudgetError as error:
         if not unread:
             raise
-        whole = f"{error.message}, as reconstruction ranks no units of {some(list(unread))}"
+        message = f"{error.message}, as reconstruction ranks no units of {some(list(unread))}"
         fix = (
             f"secateurs.prune_steps(..., criterion='l2', repair='reconstruct') ranks them too; or {error.fix}"
         )
-        raise BudgetError(whole, where=error.where, fix=fix) from error
+        raise BudgetError(message, where=error.where, fix=fix) from error
     return step
 
 

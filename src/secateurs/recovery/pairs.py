@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from secateurs.graph.running import Inputs
+from secateurs.graph.packed import tensors_in
+from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.batches import examples_in
 from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct
 from secateurs.recovery.layout import Layout
@@ -18,6 +19,7 @@ from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
 
 _MOST_PAIRS = 64  # of passes that all batches make, where they can be put together
 _PARTS = 8  # of the room: no pair takes more than one of them, so that little stays empty
+_ROUNDING = 1e-3  # by which outputs may differ that are computed in another order
 _FEW_PAIRS = 64  # whose threads count for nothing
 
 
@@ -50,7 +52,10 @@ class Pairs:
         seed: int,
     ) -> None:
         self._networks, self._layout, self._waiting = (model, smaller), layout, inputs
-        self._memory, self._seed, self._count = memory, seed, len(inputs)
+        self._memory, self._seed = memory, seed
+        many = len(inputs) > _MOST_PAIRS and are_alike(inputs[0], inputs[1])
+        joins = many and is_the_same_together(model, inputs[0], inputs[1])
+        self._together = -(-len(inputs) // _MOST_PAIRS) if joins else 1
         self._pairs: list[Pair] = []
         self.batches = self.examples = 0
 
@@ -67,7 +72,7 @@ class Pairs:
         most = min(self._layout.held[: place + 1])  # bytes of a batch
         room = max(1, self._memory // max(most, 1))
         threads = max(_FEW_PAIRS, self._memory // (2 * THREAD_BYTES))
-        together = max(1, min(room // _PARTS, -(-self._count // _MOST_PAIRS)))
+        together = max(1, min(room // _PARTS, self._together))
         while self._waiting and self.batches < room and len(self._pairs) < threads:
             some = [self._waiting.popleft()]
             while self._waiting and len(some) < min(together, room - self.batches):
@@ -191,6 +196,33 @@ def _are_alike(leaf: Any, match: Any) -> bool:
         kinds = [(each.shape[1:], each.dtype, each.device, each.layout) for each in (leaf, match)]
         return kinds[0] == kinds[1]
     return leaf is match or (isinstance(leaf, bool | int | float | str) and leaf == match)
+
+
+def is_the_same_together(model: nn.Module, one: Inputs, other: Inputs) -> bool:
+    """Whether a model gives for two batches together what it gives for each, one behind the other.
+
+    It does not where their first dimension counts the steps of sequences, say.
+
+    Args:
+        model: The model, in evaluation mode.
+        one: A batch.
+        other: A batch that is alike.
+    """
+    try:
+        both = tensors_in(call_model(model, put_together([one, other])))
+    except Exception:  # it takes as many as it was made for
+        return False
+    firsts, seconds = tensors_in(call_model(model, one)), tensors_in(call_model(model, other))
+    if not len(both) == len(firsts) == len(seconds):
+        return False
+    return all(_is_both(*each) for each in zip(both, firsts, seconds, strict=True))
+
+
+def _is_both(both: Tensor, first: Tensor, second: Tensor) -> bool:
+    if not first.dim() or first.shape[1:] != second.shape[1:]:
+        return False
+    apart = torch.cat([first, second])
+    return both.shape == apart.shape and torch.allclose(both, apart, rtol=_ROUNDING, atol=_ROUNDING)
 
 
 def put_together(batches: Sequence[Inputs]) -> Inputs:
