@@ -104,7 +104,7 @@ def prune(
             repair="reconstruct",
         )
     except BudgetError as error:
-        if not unread:
+        if not unread or (budget is None and shares is None):
             raise
         message = f"{error.message}, as reconstruction ranks no units of {some(list(unread))}"
         fix = (
