@@ -119,7 +119,8 @@ def repair(
         memory: Bytes that activations may take while passes wait for a fit, and as many for the threads that
             wait. Batches beyond it join as soon as there is room: early layers of large images, where one
             image has thousands of positions, see fewer images than late ones. One batch takes part in any
-            case. More than 64 batches are put together, where they differ in their first dimension alone.
+            case. More than 64 batches are put together, where they differ in their first dimension alone and
+            the model gives the same for two at once.
         accelerator: Processes that share the data; each gives its own batches, or all the same loader, and
             all end with the same weights.
 
