@@ -18,7 +18,7 @@ from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import BudgetError, TrainingError, UnknownNameError
 from secateurs.graph import Graph, Inputs, trace
 from secateurs.measure import latency_share
-from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.budgets import Budget, Remove, nothing_said
 from secateurs.planning.families import Scope
 from secateurs.planning.limits import Least, Limits, candidates, still_there
 from secateurs.planning.plan import Plan
@@ -145,9 +145,7 @@ def prune_steps(
     if isinstance(selection, str) and selection not in SELECTIONS:
         raise UnknownNameError("selection", selection, SELECTIONS)
     if budget is None and shares is None and (allocation is None or allocation == "error"):
-        raise BudgetError(
-            "say how much is to leave: a budget, shares or an allocation", fix="Budget(macs=0.5)"
-        )
+        raise nothing_said()
     current, graph = model, trace(model, inputs)
     if allocation == "error":
         allocation, curves = None, with_curves(criterion)

@@ -71,3 +71,8 @@ class Remove:
     def __post_init__(self) -> None:
         if self.units < 0:
             raise BudgetError(f"units >= 0 must hold, got units={self.units}", fix="Remove(512)")
+
+
+def nothing_said() -> BudgetError:
+    """The error where neither a budget nor single groups say how much is to leave."""
+    return BudgetError("say how much is to leave: a budget, shares or an allocation", fix="Budget(macs=0.5)")

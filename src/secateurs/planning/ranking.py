@@ -20,7 +20,7 @@ from secateurs.planning.allocation import (
     marginal_savings,
     product_savings,
 )
-from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.budgets import Budget, Remove, nothing_said
 from secateurs.planning.families import (
     Curves,
     Family,
@@ -117,9 +117,7 @@ def plan(
     if round_to < 1:
         raise PlanError(f"round_to >= 1 must hold, got round_to={round_to}")
     if budget is None and shares is None and allocation is None:
-        raise BudgetError(
-            "say how much is to leave: a budget, shares or an allocation", fix="Budget(macs=0.5)"
-        )
+        raise nothing_said()
     if isinstance(budget, Budget) and budget.latency is not None and latency is None:
         raise BudgetError(
             f"latency={budget.latency:g} needs a latency model, which forecasts the time of a cut",
