@@ -83,7 +83,7 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     return Layout(
         fits=tuple(fits),
         left=search.left,
-        copied=frozenset(small.overwritten),
+        copied=frozenset(small.living.overwritten),
         held=_held(fits, whole, small),
         norms=tuple(small.norms_behind(changed)),
     )
@@ -99,7 +99,7 @@ def _held(fits: Sequence[Fit], whole: Recorder, small: Recorder) -> tuple[int, .
             for link in (each.links if each.weights and not each.others else ())
             if link.chain.call <= fit.point <= each.point
         ]
-        most = max(most, whole.held_at(fit.point, ()) + small.held_at(fit.point, kept))
+        most = max(most, whole.living.held_at(fit.point, ()) + small.living.held_at(fit.point, kept))
         found.append(most)
     return tuple(reversed(found))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from secateurs.graph.copying import tensors_of
 from secateurs.graph.packed import call_tensors, first_tensor, results_of, tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Chain, Norm, Step
+from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.moves import channel_of, numbered
 from secateurs.recovery.readers import Reader, reader_of
 from secateurs.recovery.steps import steps_of
@@ -46,8 +47,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         names: The torch function of each numbered call.
         readers: The calls in which weights read activations, without what was read.
-        held: The bytes that results of calls took after each call.
-        overwritten: The readers whose source is changed in place after they read it.
+        living: What the pass held after each call, and whether what was read stayed as it was.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
 
@@ -63,17 +63,15 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
-        self.held: list[int] = []
-        self.overwritten: set[int] = set()
         self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
-        self._storages = {_storage(tensor): name for name, tensor in self._tensors.items()}
+        self._storages = {storage_of(tensor): name for name, tensor in self._tensors.items()}
+        self.living = Living(self._storages)
         self._constants = {id(tensor) for tensor in self._tensors.values()}
         self._made: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
         self._read_by: dict[int, list[int]] = {}
         self._steps: dict[tuple[int, int], Step] = {}
         self._uses: dict[int, list[tuple[int, int, int]]] = {}
-        self._sources: dict[int, _Source] = {}
         self._shapes: dict[int, torch.Size] = {}
         self._makers: list[list[int]] = []
         self._named: list[set[str]] = []
@@ -88,31 +86,16 @@ class Recorder(TorchFunctionMode):
 
     def name_of(self, weight: Tensor) -> str | None:
         """The parameter or buffer that a tensor is or is a view of."""
-        return self._storages.get(_storage(weight))
+        return self._storages.get(storage_of(weight))
 
     def shape(self, call: int) -> torch.Size:
         """The shape of a call's result."""
         return self._shapes[call]
 
-    def held_at(self, call: int, kept: Iterable[int]) -> int:
-        """The bytes that a pass holds that waits behind a call.
-
-        Args:
-            call: Number of the call.
-            kept: Readers of which what they read is kept until later.
-        """
-        gone = {
-            number if number in self.overwritten else source.storage: source.nbytes
-            for number in kept
-            if (source := self._sources.get(number)) is not None
-            if number in self.overwritten or source.last < call
-        }
-        return self.held[call] + sum(gone.values())
-
     def uses(self, tensor: Tensor) -> int:
         """In how many calls any element of a parameter, or of this view of it, is used."""
         first, last = _span(tensor)
-        return sum(first <= end and start <= last for start, end, _ in self._uses.get(_storage(tensor), ()))
+        return sum(first <= end and start <= last for start, end, _ in self._uses.get(storage_of(tensor), ()))
 
     def chain(self, call: int, *, alone: bool = False) -> Chain:
         """Follow the result of a reader to the point where it matters.
@@ -268,7 +251,7 @@ class Recorder(TorchFunctionMode):
         versions = [tensor._version for tensor in operands]
         out = func(*args, **kwargs)
         results = results_of(out)
-        self._note_changes([t for t, before in zip(operands, versions, strict=True) if t._version != before])
+        self.living.changed(t for t, before in zip(operands, versions, strict=True) if t._version != before)
         self._use(operands, results, number)
         for maker in makers if results or self.names[-1] in _OF_VALUES else ():  # a shape is no value
             self._read_by.setdefault(maker, []).append(number)
@@ -287,29 +270,18 @@ class Recorder(TorchFunctionMode):
 
     def _remember(self, number: int, reader: Reader) -> None:
         """Keep what is known of a reader, and see later whether its source is overwritten."""
-        whole = reader.source if reader.source._base is None else reader.source._base
-        self._sources[number] = _Source(whole, number)
+        self.living.read(number, reader.source)
         blank = torch.empty(0)
         self.readers[number] = Reader(
             source=blank, weight=reader.weight, bias=reader.bias, groups=reader.groups,
             turned=reader.turned, windows=reader.windows, stretch=reader.stretch,
         )  # fmt: skip
 
-    def _note_changes(self, changed: list[Tensor]) -> None:
-        places = {_storage(tensor) for tensor in changed}
-        for number, source in self._sources.items() if places else ():
-            if source.storage in places and source.tensor() is not None:
-                self.overwritten.add(number)
-
     def _note_living(self, number: int) -> None:
-        """Note what results take after a call, and which of the sources that were read are still there."""
+        """Let go of the results that are gone after a call."""
         live = {key: tensor for key, (ref, *_) in self._made.items() if (tensor := ref()) is not None}
         self._made = {key: self._made[key] for key in live}
-        storages = {_storage(each): each.untyped_storage().nbytes() for each in live.values()}
-        self.held.append(sum(size for place, size in storages.items() if place not in self._storages))
-        for source in self._sources.values():
-            if source.last == number - 1 and source.tensor() is not None:
-                source.last = number
+        self.living.note(number, live.values())
 
     def _maker(self, tensor: Tensor) -> int:
         """The call that gave the tensor its present value."""
@@ -326,36 +298,17 @@ class Recorder(TorchFunctionMode):
         return False
 
     def _reads_data(self, operands: list[Tensor]) -> bool:
-        return any(_storage(tensor) in self._storages for tensor in operands) and self._is_data(operands)
+        return any(storage_of(tensor) in self._storages for tensor in operands) and self._is_data(operands)
 
     def _note(self, tensor: Tensor, maker: int, is_data: bool) -> None:
         self._made[id(tensor)] = (weakref.ref(tensor), maker, is_data)
 
     def _use(self, operands: list[Tensor], results: list[Tensor], number: int) -> None:
-        views = {_storage(result) for result in results}
+        views = {storage_of(result) for result in results}
         for tensor in operands:
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             if storage in self._storages and storage not in views:
                 self._uses.setdefault(storage, []).append((*_span(tensor), number))
-
-
-class _Source:
-    """What a reader read: where it lies, and after which call it was seen last.
-
-    Args:
-        tensor: The tensor, or the one that it is a view of.
-        call: Number of the call that read it.
-    """
-
-    __slots__ = ("last", "nbytes", "storage", "tensor")
-
-    def __init__(self, tensor: Tensor, call: int) -> None:
-        self.tensor, self.storage = weakref.ref(tensor), _storage(tensor)
-        self.nbytes, self.last = tensor.untyped_storage().nbytes(), call - 1
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
