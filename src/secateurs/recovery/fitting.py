@@ -10,6 +10,7 @@ what is missing divided by ``s``, which may differ from call to call.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,16 +38,25 @@ class Link:
         name: Its weight's name.
         reader: Its call, without what is read.
         chain: Where its outputs matter.
+        state: For a product with the state of a recurrent layer the call that gives that state, and which of
+            the original's units the smaller network has: it is fitted on the original's states.
     """
 
     name: str
     reader: Reader
     chain: Chain
+    state: tuple[int, Tensor] | None = None
 
     @property
     def gain(self) -> Tensor:
         """``(C,)``: what its outputs, or those of its own norm, are multiplied by until the point."""
         return self.chain.scale if self.chain.norm is None else self.chain.onward
+
+
+def stops_of(links: Iterable[Link]) -> set[int]:
+    """The points of links, and the calls that give the states that some of them read."""
+    links = tuple(links)
+    return {link.chain.point for link in links} | {link.state[0] for link in links if link.state is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,6 +86,11 @@ class Fit:
     def point(self) -> int:
         """Number of the call that gives the point's value."""
         return self.links[0].chain.point
+
+    @property
+    def stops(self) -> set[int]:
+        """The calls at which both passes wait for it; those of a shared weight are not among them."""
+        return {self.point} if self.others else stops_of(self.links)
 
     @property
     def can_shift(self) -> bool:

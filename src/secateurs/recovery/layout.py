@@ -54,7 +54,7 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
         TrainingError: The two networks do not call the same functions, or cannot be called on the inputs.
     """
     try:
-        whole, small = Recorder(model, inputs), Recorder(smaller, inputs)
+        whole, small = (Recorder(each, inputs, written_out=True) for each in (model, smaller))
     except TypeError as error:
         raise TrainingError(
             f"{type(model).__name__} could not be called on a batch: {error}",
@@ -192,7 +192,7 @@ class _Search:
             reading, outputs, _ = place
             produced.add((name, outputs))
             is_cut = bool(self.cuts.get((name, reading)))
-            if is_cut or call in self.behind:
+            if is_cut or (call in self.behind and call not in self.small.states):
                 reason = self._add(call, reader, name, found)
                 if reason and is_cut:
                     self.left[name] = reason
@@ -275,7 +275,15 @@ class _Search:
             return "its outputs are cut along another dimension too"
         key = name if name not in self.rows else f"{name} (call {call})"
         self.rows[key] = (kept, factors)
-        return Link(name=key, reader=reader, chain=chain)
+        return Link(name=key, reader=reader, chain=chain, state=self._state(call, name))
+
+    def _state(self, call: int, name: str) -> tuple[int, Tensor] | None:
+        """What a product with a state reads: the call that gives it, and which of the original's units."""
+        if call not in self.small.states:
+            return None
+        kept = torch.ones(self.before[name].shape[1], dtype=torch.bool)
+        kept[list(self.cuts.get((name, 1), ()))] = False
+        return self.small.states[call], kept.nonzero().flatten()
 
 
 def outputs_left(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from secateurs.graph.packed import tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.batches import examples_in
-from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct
+from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct, stops_of
 from secateurs.recovery.layout import Layout
 from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
 
@@ -122,23 +122,25 @@ class Pair:
         fit = equations.fit
         if self._passes is None:
             reading = [link for each in fits if each.weights for link in each.links]
-            self._passes = self._start({each.point for each in fits}, reading)
-        original, smaller = self._passes
-        values = original.advance(fit.point), smaller.advance(fit.point)
+            stops = set().union(*(each.stops for each in fits))
+            self._passes = self._start(stops, reading)
         if fit.others:
+            for each in self._passes:
+                each.advance(fit.point)
             self._look_ahead(equations)
         else:
-            equations.add(*values, smaller.readings, self._chance, batches=self.batches)
+            values = _at_point(fit.links[0], *self._passes)
+            equations.add(*values, self._passes[1].readings, self._chance, batches=self.batches)
 
     def _look_ahead(self, equations: Equations) -> None:
         """Let the equations of a shared weight see all of its calls, in passes that do not wait for a fit."""
         fit = equations.fit
         links = (*fit.links, *fit.others)
-        original, smaller = self._start({link.chain.point for link in links}, links if fit.weights else ())
+        original, smaller = self._start(stops_of(links), links if fit.weights else ())
         try:
             for call, link in sorted(enumerate(links), key=lambda each: each[1].chain.point):
-                one, other = original.advance(link.chain.point), smaller.advance(link.chain.point)
-                equations.add(one, other, smaller.readings, self._chance, batches=self.batches, call=call)
+                values = _at_point(link, original, smaller)
+                equations.add(*values, smaller.readings, self._chance, batches=self.batches, call=call)
                 smaller.forget([link.chain.call])
         finally:
             original.close()
@@ -167,6 +169,15 @@ class Pair:
             self._smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
         )
         return original, smaller
+
+
+def _at_point(link: Link, original: SuspendedPass, smaller: SuspendedPass) -> tuple[Tensor, Tensor]:
+    """What both networks give at a link's point; a product with a state has the original's in both."""
+    if link.state is not None:
+        call, kept = link.state
+        state = original.advance(call)
+        smaller.advance(call).copy_(state[..., kept.to(state.device)])
+    return original.advance(link.chain.point), smaller.advance(link.chain.point)
 
 
 def examples_of(inputs: Inputs) -> int:

@@ -26,6 +26,7 @@ from secateurs.recovery.chains import Chain, Norm, Step
 from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.moves import channel_of, numbered
 from secateurs.recovery.readers import Reader, reader_of
+from secateurs.recovery.recurrence import RECURRENT, RecurrenceWrittenOut, product_with_state
 from secateurs.recovery.steps import steps_of
 
 _OF_VALUES = frozenset(
@@ -48,6 +49,7 @@ class Recorder(TorchFunctionMode):
         names: The torch function of each numbered call.
         readers: The calls in which weights read activations, without what was read.
         living: What the pass held after each call, and whether what was read stayed as it was.
+        states: For each product of a recurrent layer with its state the call that gave that state.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
 
@@ -55,14 +57,21 @@ class Recorder(TorchFunctionMode):
         model: The model, in evaluation mode.
         inputs: What it is called with.
         watched: Modules by name.
+        written_out: Whether the products inside of recurrent layers are calls of their own.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, watched: Mapping[str, nn.Module] | None = None
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        watched: Mapping[str, nn.Module] | None = None,
+        *,
+        written_out: bool = False,
     ) -> None:
         super().__init__()
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
+        self.states: dict[int, int] = {}
         self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
         self._storages = {storage_of(tensor): name for name, tensor in self._tensors.items()}
@@ -76,7 +85,8 @@ class Recorder(TorchFunctionMode):
         self._makers: list[list[int]] = []
         self._named: list[set[str]] = []
         self._norms: dict[int, Norm] = {}
-        with torch.no_grad(), self, self._watching(watched or {}):
+        steps = RecurrenceWrittenOut() if written_out else contextlib.nullcontext()
+        with torch.no_grad(), self, steps, self._watching(watched or {}):
             outputs = call_model(model, inputs)
         for tensor in tensors_in(outputs):
             self._read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
@@ -252,7 +262,8 @@ class Recorder(TorchFunctionMode):
         out = func(*args, **kwargs)
         results = results_of(out)
         self.living.changed(t for t, before in zip(operands, versions, strict=True) if t._version != before)
-        self._use(operands, results, number)
+        if func not in RECURRENT:  # what it takes beside its inputs is read in a call of its own
+            self._use(operands, results, number)
         for maker in makers if results or self.names[-1] in _OF_VALUES else ():  # a shape is no value
             self._read_by.setdefault(maker, []).append(number)
         if len(results) == 1:
@@ -263,6 +274,8 @@ class Recorder(TorchFunctionMode):
         is_data = self._is_data(operands)
         if reader is not None:
             self._remember(number, reader)
+        if func is product_with_state:
+            self.states[number] = makers[0]
         for result in results:
             self._note(result, number, is_data)
         self._note_living(number)

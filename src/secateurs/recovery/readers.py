@@ -19,9 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.calls import is_numbered
 from secateurs.recovery.moves import positions_of
+from secateurs.recovery.recurrence import product_with_state
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+_LINEAR = frozenset(("linear", product_with_state.__name__))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "mm", "__rmatmul__"))
 
 
@@ -154,7 +156,7 @@ def reader_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Reader 
         kwargs: Its arguments by name.
     """
     name = getattr(func, "__name__", "")
-    if name == "linear":
+    if name in _LINEAR:
         x, weight, bias = _named(args, kwargs, ("input", "weight", "bias"), (None,))
         return Reader(source=x, weight=weight, bias=bias)
     if name == "addmm":
