@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from secateurs.graph import Tracer, find_rule
 from secateurs.graph.rules import find_call_rule
@@ -79,6 +80,52 @@ def test_a_long_sequence_costs_its_length_and_is_traced_in_few_steps(name: str) 
         3 * steps * sum(weight.numel() for weight in weights)
     )
     check_model(network.eval(), torch.randn(size))
+
+
+class Texts(nn.Module):
+    """A classifier of padded token sequences of several lengths, as tutorials write it."""
+
+    def __init__(self, layer: nn.RNNBase, *, is_sorted: bool = False, total: int | None = None) -> None:
+        super().__init__()
+        self.is_sorted, self.total = is_sorted, total
+        self.table, self.layer = nn.Embedding(20, 8, padding_idx=0), layer
+        self.read, self.tag = nn.Linear(7 * (2 if layer.bidirectional else 1), 3), nn.Linear(14, 4)
+
+    def forward(self, tokens: Tensor, lengths: Any = None) -> Any:
+        lengths = (tokens != 0).sum(1).cpu() if lengths is None else lengths
+        first = self.layer.batch_first
+        words = self.table(tokens if first else tokens.T)
+        packed = pack_padded_sequence(words, lengths, batch_first=first, enforce_sorted=self.is_sorted)
+        given, state = self.layer(packed)
+        state = state[0] if isinstance(state, tuple) else state
+        padded, _ = pad_packed_sequence(given, batch_first=True, total_length=self.total)
+        return self.read(padded.sum(1)), self.tag(torch.cat([state[-1], state[0]], -1))
+
+
+TOKENS = torch.tensor([[4, 5, 6, 7, 8], [3, 9, 2, 0, 0], [12, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "options"),
+    [
+        (nn.LSTM(8, 7, batch_first=True), TOKENS, {}),
+        (nn.LSTM(8, 7, 2, bidirectional=True), (TOKENS, [5, 3, 1]), {"is_sorted": True}),
+        (nn.GRU(8, 7, bidirectional=True), (TOKENS[[1, 0, 2]], torch.tensor([3, 5, 1])), {"total": 6}),
+        (nn.RNN(8, 7, batch_first=True), (TOKENS[:, :3], [1, 3, 1]), {}),
+    ],
+    ids=["counted", "listed and sorted", "given", "plain"],
+)
+def test_packed_sequences_are_cut(layer: nn.RNNBase, inputs: Any, options: dict[str, Any]) -> None:
+    model = Texts(layer, **options)
+    found = groups_of(model, inputs)
+    assert found == {"table": ("embedding", 8), "layer.weight_ih_l0": ("neuron", 7)}
+    tracer = Tracer(find_rule, find_call_rule)
+    tracer.trace(empty_copy(model).eval(), inputs)
+    steps = 9 if not isinstance(inputs, tuple) else sum(int(length) for length in inputs[1])
+    each = sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
+    others = 3 * (model.read.weight.numel() + model.tag.weight.numel())
+    cost = sum(prod((c.multiplier, *(d.size for d in c.dims))) for c in tracer.contractions)
+    assert cost == pytest.approx(max(steps, 6) * each + others)  # two steps are run
 
 
 def test_a_projected_lstm_keeps_its_cell_and_loses_projections() -> None:

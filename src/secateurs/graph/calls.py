@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.memos import memos_opened
+from secateurs.graph.packing import ON_CPU
 from secateurs.graph.recurrent import steps_of
 from secateurs.graph.running import DEVICE, as_steps, plain_kernels
 
@@ -64,7 +65,7 @@ class _Calls(TorchFunctionMode):
             return self._tracer.count(args[0] if args else kwargs["input"])
         if func == DEVICE and out.type == "meta":
             self._tracer.acts_on_calls = True
-            return self._tracer.device
+            return torch.device("cpu") if hasattr(args[0], ON_CPU) else self._tracer.device
         if func == _SHAPE:
             return self._tracer.lengths(args[0], out)
         if func is Tensor.size:

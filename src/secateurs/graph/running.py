@@ -29,6 +29,7 @@ from secateurs.graph.exchange import write_out
 from secateurs.graph.opened import attention_opened
 from secateurs.graph.operators import operator
 from secateurs.graph.packed import call_tensors, tensors_in
+from secateurs.graph.packing import ON_CPU, pack, pad
 from secateurs.graph.recurrent import call_in_few_steps, steps_of
 from secateurs.graph.values import (
     Answers,
@@ -141,12 +142,19 @@ class TracedCalls(TorchFunctionMode):
     ) -> Any:
         steps = steps_of(func, args)
         out = call_in_few_steps(func, args, steps) if steps else as_steps(func)(*args, **(kwargs or {}))
-        return self._device if func == DEVICE and out.type == "meta" else out
+        if func == DEVICE and out.type == "meta":
+            return torch.device("cpu") if hasattr(args[0], ON_CPU) else self._device
+        return out
 
 
 DEVICE = Tensor.device.__get__
 
-_AS_STEPS: dict[Any, Callable[..., Any]] = {torch.einsum: einsum, Tensor.tolist: listed}
+_AS_STEPS: dict[Any, Callable[..., Any]] = {
+    torch.einsum: einsum,
+    Tensor.tolist: listed,
+    torch._pack_padded_sequence: pack,
+    torch._pad_packed_sequence: pad,
+}
 
 
 def as_steps(function: Any) -> Callable[..., Any]:

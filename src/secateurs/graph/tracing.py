@@ -278,7 +278,7 @@ class Tracer(Marks):
         if func in _OF_NUMBERS:
             self.book.floats += [(size.expression, float(int(size))) for size, _ in self._sizes]
 
-    def recur(self, func: Any, args: tuple[Any, ...], steps: int) -> Any:
+    def recur(self, func: Any, args: tuple[Any, ...], steps: float) -> Any:
         """A recurrent layer runs in few steps, which cost as much as all."""
         self.acts_on_calls = True
         before = len(self.contractions)
