@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import secateurs
+from secateurs.criteria.consumers import unrankable
 from secateurs.graph.running import Inputs
 from secateurs.recovery import repair
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
@@ -93,6 +94,22 @@ class Twice(Sequences):
         return out
 
 
+class Stepwise(Sequences):
+    """A cell, called once a step."""
+
+    def __init__(self, kind: type[nn.RNNCellBase]) -> None:
+        super().__init__()
+        self.rows = kind(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, given = None, []
+        for step in self.first(x).relu().unbind(1):
+            state = self.rows(step, state)
+            given.append(state[0] if isinstance(state, tuple) else state)
+        out: Tensor = self.last(torch.stack(given, 1))
+        return out
+
+
 def with_doubles(model: Sequences) -> Sequences:
     """Each unit of the second half of a layer's units, and of what it reads, is the double of one before."""
     linear, layer = model.first, model.rows
@@ -114,6 +131,9 @@ CASES: dict[str, Callable[[], Sequences]] = {
     "packed": lambda: Packed(bidirectional=True),
     "packed, two levels": lambda: Packed(nn.LSTM, num_layers=2),
     "run twice": lambda: Twice(nn.LSTM),
+    "LSTM cell": lambda: Stepwise(nn.LSTMCell),
+    "GRU cell": lambda: Stepwise(nn.GRUCell),
+    "RNN cell": lambda: Stepwise(nn.RNNCell),
 }
 
 
@@ -166,6 +186,47 @@ def test_the_weights_are_those_of_lstsq_on_stored_activations() -> None:
         best = torch.linalg.lstsq(system, wanted[..., rows].flatten(0, 1).double()).solution
         torch.testing.assert_close(weight.double(), best[:-1].T, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(bias.double(), best[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_units_are_ranked_by_all_that_reads_them(name: str) -> None:
+    """What a unit with a double gives is read from the other: one of each pair leaves first, at no error."""
+    torch.manual_seed(0)
+    model, x = with_doubles(CASES[name]()), torch.randn(40, 9, 5)
+    graph = secateurs.trace(model, x[:8])
+    assert not unrankable(model, graph, x[:8])
+    scores = secateurs.score(model, graph, "reconstruction", data=list(x.split(10)))
+    assert scores.curves is not None
+    hidden = next(group.name for group in graph.groups if group.name.startswith("rows"))
+    for group, pairs in ((hidden, 6), ("first", 4)):
+        gone = scores[group].argsort()[:pairs]
+        assert set((gone % pairs).tolist()) == set(range(pairs))
+        assert float(scores.curves[group][pairs]) < 1e-5 < float(scores.curves[group][pairs + 1])
+
+
+def test_the_curve_is_that_of_least_squares_on_stored_activations() -> None:
+    torch.manual_seed(0)
+    model, x = Sequences(nn.LSTM).eval(), torch.randn(30, 9, 5)
+    graph = secateurs.trace(model, x[:2])
+    hidden = next(group.name for group in graph.groups if group.name.startswith("rows"))
+    scores = secateurs.score(model, graph, "reconstruction", data=list(x.split(10)))
+    assert scores.curves is not None
+    with torch.no_grad():
+        read, before, product = products_of(model, x)
+        states, wanted = model.rows(read)[0], model(x)
+    order = scores[hidden].argsort().tolist()
+    for gone in (1, 4, 8):
+        kept = sorted(order[gone:])
+        error = missed(before[..., kept], product) + missed(states[..., kept], wanted)
+        assert float(scores.curves[hidden][gone]) == pytest.approx(error, rel=1e-3)
+
+
+def missed(rows: Tensor, wanted: Tensor) -> float:
+    """The share of the variance that the best weights with a bias miss."""
+    system = torch.cat([rows, torch.ones_like(rows[..., :1])], -1).flatten(0, 1).double()
+    targets = wanted.flatten(0, 1).double()
+    best = system @ torch.linalg.lstsq(system, targets, driver="gelsd").solution
+    return float((best - targets).square().sum() / (targets - targets.mean(0)).square().sum())
 
 
 @pytest.mark.parametrize("name", ["GRU", "two levels and directions"])

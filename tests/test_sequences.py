@@ -128,6 +128,11 @@ def test_packed_sequences_are_cut(layer: nn.RNNBase, inputs: Any, options: dict[
     assert cost == pytest.approx(max(steps, 6) * each + others)  # two steps are run
 
 
+def test_as_many_packed_sequences_as_hidden_units() -> None:
+    found = groups_of(Texts(nn.LSTM(8, 7)), (TOKENS[[0] * 7], [5] * 7))
+    assert found == {"table": ("embedding", 8), "layer.weight_ih_l0": ("neuron", 7)}
+
+
 def test_a_projected_lstm_keeps_its_cell_and_loses_projections() -> None:
     found = groups_of(Recurrent(nn.LSTM(8, 7, proj_size=4)), torch.randn(2, 6, 5))
     assert found == {"embed": ("neuron", 8), "layer.weight_hr_l0": ("neuron", 4)}

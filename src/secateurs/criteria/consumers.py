@@ -7,9 +7,12 @@ its outputs counts at the *point*: after the batch norm and the residual sum tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,11 +22,11 @@ from secateurs.criteria.places import Place, WidePlace
 from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitRead
-from secateurs.graph.running import call_model
 from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import Recorder
 from secateurs.recovery.readers import Reader, Watching
+from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
 _WIDEST = 4608  # columns whose products are kept, 162 MiB; of wider readers those of the units are
 _ROWS = 1024  # positions of a batch that are read, at least; twice the columns of wide readers
@@ -41,22 +44,22 @@ class Consumers:
     """
 
     def __init__(self, graph: Graph, device: torch.device, *, at_points: bool, seed: int = 0) -> None:
-        self._reads = reads_by_call(graph)
+        self._graph, self._reads = graph, Reads({}, graph.reads)
         self._device, self._at_points = device, at_points
         self._chance = torch.Generator().manual_seed(seed)
-        self._chains: dict[int, Chain] | None = None
+        self._chains: dict[int, Chain] = {}
         self.places: dict[int, Place] = {}
 
     def read(self, batch: Batch) -> None:
         """Run the model on a batch; in evaluation mode, see `scoring_mode`."""
-        if self._chains is None:
-            self._chains = self._followed(batch)
+        if not self._reads.of_calls:
+            self._follow(batch)
         points: dict[int, list[int]] = {}
         for call, chain in self._chains.items():
             points.setdefault(chain.point, []).append(call)
 
         def see(call: int, reader: Reader, result: Tensor) -> None:
-            if call in self._reads:
+            if call in self._reads.of_calls:
                 most, count = min(max(_ROWS, 2 * reader.columns), ROWS), reader.positions(result.shape)
                 self._place(call, reader).take(reader, sampled(count, self._chance, most))
 
@@ -64,22 +67,21 @@ class Consumers:
             for reader in points.get(call, ()):
                 self.places[reader].arrive(result)
 
-        with torch.no_grad(), _WatchingAll(see, arrive):
+        with torch.no_grad(), _WatchingAll(see, arrive), RecurrenceWrittenOut():
             batch.outputs()
 
-    def _followed(self, batch: Batch) -> dict[int, Chain]:
-        """For each reader of units where its outputs matter; from one pass, by what it calls."""
-        if not self._at_points:
-            return {}
-        recorder = Recorder(batch.model, batch.inputs)
-        return {call: recorder.chain(call) for call in self._reads if call in recorder.readers}
+    def _follow(self, batch: Batch) -> None:
+        """See what reads units, and where its outputs matter; from one pass, by what it calls."""
+        recorder = Recorder(batch.model, batch.inputs, written_out=True)
+        self._reads = reads_of(self._graph, recorder)
+        if self._at_points:
+            self._chains = {call: recorder.chain(call) for call in self._reads.of_calls}
 
     def _place(self, call: int, reader: Reader) -> Place:
         if call not in self.places:
-            reads = [read for read in self._reads[call] if _along(read, reader)]
             kind = WidePlace if reader.columns > _WIDEST else Place
-            chain = (self._chains or {}).get(call)
-            self.places[call] = kind(reads, reader, self._device, chain)
+            reads = self._reads.of_calls[call]
+            self.places[call] = kind(reads, reader, self._device, self._chains.get(call))
         return self.places[call]
 
     def regressions(self, group: Group, *, centred: bool) -> list[Regression]:
@@ -88,15 +90,14 @@ class Consumers:
         Raises:
             UnrankedError: No call that is understood reads the units.
         """
+        unseen = self._reads.unseen_of(group)
+        if unseen is not None:
+            raise _not_understood(group, _where(group, unseen.call))
         found: list[Regression] = []
-        for call, reads in self._reads.items():
+        for call, reads in self._reads.of_calls.items():
             for read in reads:
-                if not _has(read, group):
-                    continue
-                place = self.places.get(call)
-                if place is None or read not in place.reads:
-                    raise _not_understood(group, _where(group, call))
-                found += place.regressions(read, group, centred=centred)
+                if _has(read, group):
+                    found += self.places[call].regressions(read, group, centred=centred)
         if not found:
             raise _not_understood(group, _where(group, None))
         return found
@@ -134,29 +135,78 @@ def unrankable(model: nn.Module, graph: Graph, inputs: Any) -> dict[str, Unranke
         graph: Its graph.
         inputs: What it is called on; a tensor, or a tuple or dictionary of arguments.
     """
-    reads = reads_by_call(graph)
-    understood: set[UnitRead] = set()
-
-    def see(call: int, reader: Reader, result: Tensor) -> None:
-        understood.update(read for read in reads.get(call, ()) if _along(read, reader))
-
-    with scoring_mode(model, gradients=False), torch.no_grad(), Watching(see):
-        call_model(model, inputs)
+    with scoring_mode(model, gradients=False), torch.no_grad():
+        reads = reads_of(graph, Recorder(model, inputs, written_out=True))
     found = {}
     for group in graph.groups:
-        mine = [read for read in graph.reads if _has(read, group)]
-        unseen = [read for read in mine if read not in understood]
-        if unseen or not mine:
-            found[group.name] = _not_understood(group, _where(group, unseen[0].call if unseen else None))
+        unseen = reads.unseen_of(group)
+        if unseen is not None or not any(_has(read, group) for read in graph.reads):
+            found[group.name] = _not_understood(group, _where(group, None if unseen is None else unseen.call))
     return found
 
 
-def reads_by_call(graph: Graph) -> dict[int, list[UnitRead]]:
-    """The reads of units by the call that reads them."""
-    found: dict[int, list[UnitRead]] = {}
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The reads of units, as far as they are understood.
+
+    Args:
+        of_calls: Those of each reader, by its number where recurrent layers are written out.
+        unseen: Those of calls that are no readers, or read along other dimensions.
+    """
+
+    of_calls: Mapping[int, Sequence[UnitRead]]
+    unseen: Sequence[UnitRead]
+
+    def unseen_of(self, group: Group) -> UnitRead | None:
+        """The first that has units of a group and is not understood."""
+        return next((read for read in self.unseen if _has(read, group)), None)
+
+
+def reads_of(graph: Graph, recorder: Recorder) -> Reads:
+    """Tell which readers of a pass are the reads of a graph.
+
+    Args:
+        graph: The graph.
+        recorder: One pass of its model, with recurrent layers written out.
+    """
+    by_call: dict[int, list[UnitRead]] = {}
     for read in graph.reads:
-        found.setdefault(read.call, []).append(read)
-    return found
+        by_call.setdefault(read.call, []).append(read)
+    parts = Counter(recorder.plain)
+    layers = {call for call in by_call if parts[call] > 1}
+    seen = {read for call in layers for read in by_call[call] if read.argument}  # else the state is constant
+    found: dict[int, list[UnitRead]] = {}
+    for number, reader in recorder.readers.items():
+        call = recorder.plain[number]
+        reads = by_call.get(call, [])
+        if call in layers:
+            one = _of_layer(reads, reader, of_inputs=recorder.reads_inputs(number))
+            of_call = [] if one is None else [one]
+            seen.update(each for each in reads if not each.argument)
+        else:
+            of_call = [read for read in reads if _along(read, reader)]
+            seen.update(of_call)
+        if of_call:
+            found[number] = of_call
+    return Reads(found, [read for read in graph.reads if read not in seen])
+
+
+def _of_layer(reads: Sequence[UnitRead], reader: Reader, *, of_inputs: bool) -> UnitRead | None:
+    """What a reader inside of a recurrent layer reads.
+
+    The units of its states are those that the layer, one call of the graph, reads in the state before the
+    first step. A later level reads those of all directions of the level below.
+
+    Args:
+        reads: The reads of the layer's call.
+        reader: The reader.
+        of_inputs: Whether it reads the inputs of the layer, and not its states.
+    """
+    read = next((read for read in reads if (read.argument == 0) == of_inputs), None)
+    if read is None or of_inputs:
+        return read
+    units = np.tile(read.units, reader.columns // len(read.units))
+    return replace(read, units=units, dim=reader.source.dim() - 1)
 
 
 def _along(read: UnitRead, reader: Reader) -> bool:

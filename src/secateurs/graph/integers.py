@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 from secateurs.graph.expressions import (
     COMPARISONS,
@@ -24,6 +26,7 @@ from secateurs.graph.expressions import (
 )
 from secateurs.graph.labels import Dim
 from secateurs.graph.running import source_line
+from secateurs.graph.values import value_of
 from secateurs.graph.written import Spot
 
 _INT_COMPARISONS = {name: getattr(int, f"__{name}__") for name in COMPARISONS}
@@ -197,18 +200,34 @@ def traced_in(args: Any, nested: bool = False) -> Iterator[tuple[Traced, bool]]:
 
 
 def size_lists(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[int]]:
-    """The shapes among the arguments of a call: sequences of integers, and integers in a row."""
+    """The shapes among the arguments of a call: sequences of integers, and integers in a row.
+
+    Tensors that hold one integer whose value is known are integers, as in the shape of a packed sequence's
+    first state.
+    """
     found: list[list[int]] = []
     run: list[int] = []
     for value in args:
-        if isinstance(value, int) and not isinstance(value, bool):
-            run.append(value)
-        elif isinstance(value, (tuple, list)) and value and all(isinstance(item, int) for item in value):
-            found.append(list(value))
-    for value in kwargs.values():
-        if isinstance(value, (tuple, list)) and value and all(isinstance(item, int) for item in value):
-            found.append(list(value))
+        if (number := _integer(value)) is not None and not isinstance(value, bool):
+            run.append(number)
+        elif (numbers := _integers(value)) is not None:
+            found.append(numbers)
+    found += [numbers for value in kwargs.values() if (numbers := _integers(value)) is not None]
     return [*found, run] if run else found
+
+
+def _integers(value: Any) -> list[int] | None:
+    if not isinstance(value, (tuple, list)) or not value:
+        return None
+    numbers = [number for item in value if (number := _integer(item)) is not None]
+    return numbers if len(numbers) == len(value) else None
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point():
+        known = value_of(value)
+        return None if known is None else cast(int, known.tolist())  # which no mode sees
+    return value if isinstance(value, int) else None
 
 
 def unflattened_sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[int]]:

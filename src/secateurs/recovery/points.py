@@ -50,6 +50,7 @@ class Recorder(TorchFunctionMode):
         readers: The calls in which weights read activations, without what was read.
         living: What the pass held after each call, and whether what was read stayed as it was.
         states: For each product of a recurrent layer with its state the call that gave that state.
+        plain: For each numbered call its number where nothing is written out: one for all calls of a layer.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
 
@@ -72,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
         self.states: dict[int, int] = {}
+        self.plain: list[int] = []
         self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
         self._storages = {storage_of(tensor): name for name, tensor in self._tensors.items()}
@@ -85,7 +87,9 @@ class Recorder(TorchFunctionMode):
         self._makers: list[list[int]] = []
         self._named: list[set[str]] = []
         self._norms: dict[int, Norm] = {}
-        steps = RecurrenceWrittenOut() if written_out else contextlib.nullcontext()
+        self._recurrence = RecurrenceWrittenOut()
+        steps = self._recurrence if written_out else contextlib.nullcontext()
+        self._run = 0  # of recurrent layers, whose calls were numbered last
         with torch.no_grad(), self, steps, self._watching(watched or {}):
             outputs = call_model(model, inputs)
         for tensor in tensors_in(outputs):
@@ -97,6 +101,12 @@ class Recorder(TorchFunctionMode):
     def name_of(self, weight: Tensor) -> str | None:
         """The parameter or buffer that a tensor is or is a view of."""
         return self._storages.get(storage_of(weight))
+
+    def reads_inputs(self, call: int) -> bool:
+        """Whether a reader inside of a recurrent layer reads the layer's inputs, and not its states."""
+        maker = self._makers[call][0]
+        is_within = maker >= 0 and self.plain[maker] == self.plain[call]  # a level above the first
+        return not is_within and call not in self.states
 
     def shape(self, call: int) -> torch.Size:
         """The shape of a call's result."""
@@ -249,6 +259,7 @@ class Recorder(TorchFunctionMode):
             return out
         number = len(self.names)
         self.names.append(getattr(func, "__name__", str(func)))
+        self._note_number()
         operands = call_tensors(args, kwargs)
         makers = [self._maker(tensor) for tensor in operands]
         self._makers.append(makers)
@@ -262,7 +273,8 @@ class Recorder(TorchFunctionMode):
         out = func(*args, **kwargs)
         results = results_of(out)
         self.living.changed(t for t, before in zip(operands, versions, strict=True) if t._version != before)
-        if func not in RECURRENT:  # what it takes beside its inputs is read in a call of its own
+        is_constant = func is product_with_state and reader is None  # the state before the first step
+        if func not in RECURRENT and not is_constant:  # what a layer takes is read in calls of their own
             self._use(operands, results, number)
         for maker in makers if results or self.names[-1] in _OF_VALUES else ():  # a shape is no value
             self._read_by.setdefault(maker, []).append(number)
@@ -281,10 +293,17 @@ class Recorder(TorchFunctionMode):
         self._note_living(number)
         return out
 
+    def _note_number(self) -> None:
+        """Note the number that the call has where recurrent layers run as they are."""
+        run = self._recurrence.runs if self._recurrence.is_inside else 0
+        last = self.plain[-1] if self.plain else -1
+        self.plain.append(last if run and run == self._run else last + 1)
+        self._run = run
+
     def _remember(self, number: int, reader: Reader) -> None:
         """Keep what is known of a reader, and see later whether its source is overwritten."""
         self.living.read(number, reader.source)
-        blank = torch.empty(0)
+        blank = torch.empty(reader.source.shape, device="meta")
         self.readers[number] = Reader(
             source=blank, weight=reader.weight, bias=reader.bias, groups=reader.groups,
             turned=reader.turned, windows=reader.windows, stretch=reader.stretch,

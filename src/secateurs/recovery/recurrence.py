@@ -9,8 +9,9 @@ There it can be given other states, such as those of the network before a cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
-RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
+_LAYERS = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
+_CELLS = frozenset((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell))
+RECURRENT = _LAYERS | _CELLS
 
 
 def product_with_state(before: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,16 +50,49 @@ class RecurrenceWrittenOut(TorchFunctionMode):
         ...     outputs, state = layer(x)
         >>> torch.allclose(outputs, layer(x)[0], atol=1e-6), torch.allclose(state, layer(x)[1], atol=1e-6)
         (True, True)
+
+    Attributes:
+        runs: How many calls of layers and cells have begun.
+        is_inside: Whether the steps of one of them run.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs, self.is_inside = 0, False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in RECURRENT and not kwargs and len(args) == 9:  # as torch's own layers call it
-            layer = _Layer.of(func, args)
-            if not layer.drops_out:
-                return layer.run()
-        return func(*args, **(kwargs or {}))
+        if func not in RECURRENT or kwargs:  # torch's own modules name no argument
+            return func(*args, **(kwargs or {}))
+        self.runs, self.is_inside = self.runs + 1, True
+        try:
+            run = _steps_of(func, args)
+            return func(*args) if run is None else run()
+        finally:
+            self.is_inside = False
+
+
+def _steps_of(func: Any, args: tuple[Any, ...]) -> Callable[[], Any] | None:
+    """What runs a call in steps, if it is one of a recurrent layer or cell."""
+    if func in _CELLS and len(args) in (4, 6):
+        return partial(_run_cell, func, *args)
+    if func in _LAYERS and len(args) == 9:
+        layer = _Layer.of(func, args)
+        return None if layer.drops_out else layer.run
+    return None
+
+
+def _run_cell(
+    func: Any, x: Tensor, state: Any, inward: Tensor, across: Tensor, *biases: Tensor | None
+) -> Any:
+    """One step of a cell, of which the state is one tensor, or two for an LSTM."""
+    bias, other = biases or (None, None)
+    given = linear(x, inward, bias)
+    product_with_state((state if isinstance(state, Tensor) else state[0]).clone(), across, other)
+    taken = torch.eye(given.shape[-1], dtype=given.dtype, device=given.device)
+    nothing = None if bias is None else torch.zeros(given.shape[-1], dtype=given.dtype, device=given.device)
+    return func(given, state, taken, across, nothing, other)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
