@@ -77,14 +77,17 @@ class TangledNet(nn.Module):
 
 
 class RowsNet(TinyNet):
-    """Rows of the maps that a recurrent layer reads one after the other."""
+    """Rows of the maps, read by products that reconstruction does not know: they give two dimensions."""
 
     def __init__(self, num_classes: int = 2) -> None:
         super().__init__(num_classes)
-        self.rows, self.gru = nn.Linear(16, 10), nn.GRU(10, 12, batch_first=True)
-        self.fc = nn.Linear(12, num_classes)
+        self.rows, self.marks = nn.Linear(16, 10), nn.Linear(16, 12)
+        self.of_rows = nn.Parameter(torch.randn(10, 1, num_classes) / 10)
+        self.of_marks = nn.Parameter(torch.randn(12, 1, num_classes) / 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        rows = torch.relu(self.rows(self.features(images).mean(3).transpose(1, 2)))
-        scores: Tensor = self.fc(self.drop(self.gru(rows)[0][:, -1]))
+        maps = self.features(images).mean(3).transpose(1, 2)
+        rows, marks = torch.relu(self.rows(maps)), torch.relu(self.marks(maps))
+        read = torch.einsum("btr,rqc->btqc", rows, self.of_rows)
+        scores: Tensor = (read + torch.einsum("btm,mqc->btqc", marks, self.of_marks)).mean((1, 2))
         return scores
