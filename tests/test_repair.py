@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 import secateurs
 from secateurs.errors import TrainingError, UnknownNameError
@@ -208,6 +209,16 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
     "channels last": (ChannelsLast, IMAGE, {"up": [0, 3, 7]}),
     "windows": (Windows, IMAGE, {"up": [0, 3, 7]}),
     "several calls": (Levels, IMAGE, {"stem": [0, 3, 7]}),
+    "weight norm": (
+        lambda: Convolutions(weight_norm(conv(3, 12)), weight_norm(conv(12, 5))),
+        IMAGE,
+        {"first.parametrizations.weight.original1": [0, 3, 7, 8]},
+    ),
+    "weight norm as a whole, transposed": (
+        lambda: Convolutions(conv(3, 12), weight_norm(nn.ConvTranspose2d(12, 5, 2, 2), dim=None)),
+        IMAGE,
+        {"first": [0, 3, 7, 8]},
+    ),
     "in place": (lambda: ResidualBlock(inplace=True), IMAGE, {"conv1": [0, 4], "stem": [1, 2]}),
 }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from secateurs.recovery.chains import Chain, Norm
+from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
 from secateurs.recovery.moves import positions_of, values_at
 from secateurs.recovery.passes import Reading
@@ -40,12 +41,14 @@ class Link:
         chain: Where its outputs matter.
         state: For a product with the state of a recurrent layer the call that gives that state, and which of
             the original's units the smaller network has: it is fitted on the original's states.
+        made_of: What the weight is computed from, if it is no parameter.
     """
 
     name: str
     reader: Reader
     chain: Chain
     state: tuple[int, Tensor] | None = None
+    made_of: WeightNorm | None = None
 
     @property
     def gain(self) -> Tensor:
@@ -240,12 +243,13 @@ def write(equations: Equations, solution: Solution) -> None:
 
 def _write_plainly(link: Link, missing: Tensor) -> None:
     gain = torch.where(link.gain == 0, 1.0, link.gain).view(missing.shape[0], -1, 1)
-    link.reader.weight.data += link.reader.unfolded(missing / gain.to(missing))
+    _set(link, link.reader.weight.data + link.reader.unfolded(missing / gain.to(missing)))
 
 
-def _set(link: Link, matrix: Tensor) -> None:
-    weight = link.reader.weight
-    weight.data.copy_(link.reader.unfolded(matrix.to(weight.dtype)))
+def _set(link: Link, weight: Tensor) -> None:
+    link.reader.weight.data.copy_(weight)
+    if link.made_of is not None:
+        link.made_of.take(link.reader.weight)
 
 
 def _write_with_norm(
@@ -271,7 +275,7 @@ def _write_with_norm(
     assert norm.weight is not None and norm.bias is not None
     gives = norm.bias.detach().double() + norm.scale * (bias - norm.mean.double()) + constant / onward  # c
     mean, var = (each.flatten() for each in rows.given(new, columns))
-    _set(link, new)
+    _set(link, link.reader.unfolded(new))
     norm.mean.copy_(mean + bias)
     norm.var.copy_(var * rows.count / max(rows.count - 1, 1))
     norm.weight.data.copy_(inner * (norm.var.double() + norm.eps).sqrt())

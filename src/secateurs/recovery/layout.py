@@ -207,7 +207,8 @@ class _Search:
 
     def _add(self, call: int, reader: Reader, name: str, found: list[Link]) -> str | None:
         """Add a link; or say why there is none."""
-        calls, uses = self._sharing(reader), self.small.uses(reader.weight)
+        calls = self._sharing(reader)
+        uses = max(len(calls), self.small.uses(reader.weight))
         if len(calls) < uses:
             return f"{uses} calls use it, and not all of them as the weight of a layer"
         if uses > 1:
@@ -275,7 +276,8 @@ class _Search:
             return "its outputs are cut along another dimension too"
         key = name if name not in self.rows else f"{name} (call {call})"
         self.rows[key] = (kept, factors)
-        return Link(name=key, reader=reader, chain=chain, state=self._state(call, name))
+        made_of = self.small.made_of(reader.weight)
+        return Link(name=key, reader=reader, chain=chain, state=self._state(call, name), made_of=made_of)
 
     def _state(self, call: int, name: str) -> tuple[int, Tensor] | None:
         """What a product with a state reads: the call that gives it, and which of the original's units."""

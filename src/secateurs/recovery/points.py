@@ -23,6 +23,7 @@ from secateurs.graph.copying import tensors_of
 from secateurs.graph.packed import call_tensors, first_tensor, results_of, tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Chain, Norm, Step
+from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.moves import channel_of, numbered
 from secateurs.recovery.readers import Reader, reader_of
@@ -87,6 +88,7 @@ class Recorder(TorchFunctionMode):
         self._makers: list[list[int]] = []
         self._named: list[set[str]] = []
         self._norms: dict[int, Norm] = {}
+        self._derived: dict[int, tuple[weakref.ref[Tensor], WeightNorm]] = {}
         self._recurrence = RecurrenceWrittenOut()
         steps = self._recurrence if written_out else contextlib.nullcontext()
         self._run = 0  # of recurrent layers, whose calls were numbered last
@@ -99,8 +101,14 @@ class Recorder(TorchFunctionMode):
     # -- what was recorded ------------------------------------------------------------------------
 
     def name_of(self, weight: Tensor) -> str | None:
-        """The parameter or buffer that a tensor is or is a view of."""
-        return self._storages.get(storage_of(weight))
+        """The parameter or buffer that a tensor is, is a view of, or has its direction from."""
+        made_of = self.made_of(weight)
+        return self._storages.get(storage_of(weight if made_of is None else made_of.direction))
+
+    def made_of(self, weight: Tensor) -> WeightNorm | None:
+        """What a weight is computed from, where that can follow it."""
+        ref, parts = self._derived.get(id(weight), (None, None))
+        return parts if ref is not None and ref() is weight else None
 
     def reads_inputs(self, call: int) -> bool:
         """Whether a reader inside of a recurrent layer reads the layer's inputs, and not its states."""
@@ -114,6 +122,8 @@ class Recorder(TorchFunctionMode):
 
     def uses(self, tensor: Tensor) -> int:
         """In how many calls any element of a parameter, or of this view of it, is used."""
+        made_of = self.made_of(tensor)
+        tensor = tensor if made_of is None else made_of.direction
         first, last = _span(tensor)
         return sum(first <= end and start <= last for start, end, _ in self._uses.get(storage_of(tensor), ()))
 
@@ -264,7 +274,7 @@ class Recorder(TorchFunctionMode):
         makers = [self._maker(tensor) for tensor in operands]
         self._makers.append(makers)
         self._named.append({name for each in operands if (name := self.name_of(each)) is not None})
-        reader = reader_of(func, args, kwargs) if self._reads_data(operands) else None
+        reader = self._reader_of(func, args, kwargs)
         steps = dict(steps_of(func, args, kwargs, operands, makers, self._is_data))
         for step, _ in steps.values():
             if step.norm is not None:
@@ -290,6 +300,8 @@ class Recorder(TorchFunctionMode):
             self.states[number] = makers[0]
         for result in results:
             self._note(result, number, is_data)
+        if (parts := WeightNorm.of(func, args, kwargs)) is not None and not is_data:
+            self._derived[id(out)] = weakref.ref(out), parts
         self._note_living(number)
         return out
 
@@ -329,8 +341,12 @@ class Recorder(TorchFunctionMode):
                 return True
         return False
 
-    def _reads_data(self, operands: list[Tensor]) -> bool:
-        return any(storage_of(tensor) in self._storages for tensor in operands) and self._is_data(operands)
+    def _reader_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader | None:
+        """The reader that a call is; neither a product of two activations nor one of two weights."""
+        reader = reader_of(func, args, kwargs)
+        if reader is None or not self._is_data([reader.source]) or self._is_data([reader.weight]):
+            return None
+        return reader
 
     def _note(self, tensor: Tensor, maker: int, is_data: bool) -> None:
         self._made[id(tensor)] = (weakref.ref(tensor), maker, is_data)
