@@ -10,7 +10,6 @@ what is missing divided by ``s``, which may differ from call to call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,15 +38,15 @@ class Link:
         name: Its weight's name.
         reader: Its call, without what is read.
         chain: Where its outputs matter.
-        state: For a product with the state of a recurrent layer the call that gives that state, and which of
-            the original's units the smaller network has: it is fitted on the original's states.
+        inputs: For a layer in a recurrence, which is fitted on what the original reads: which of that the
+            smaller network has.
         made_of: What the weight is computed from, if it is no parameter.
     """
 
     name: str
     reader: Reader
     chain: Chain
-    state: tuple[int, Tensor] | None = None
+    inputs: Tensor | None = None
     made_of: WeightNorm | None = None
 
     @property
@@ -55,11 +54,18 @@ class Link:
         """``(C,)``: what its outputs, or those of its own norm, are multiplied by until the point."""
         return self.chain.scale if self.chain.norm is None else self.chain.onward
 
+    def rows(self, reading: Reading, places: Tensor) -> Tensor:
+        """What the weights read at some positions; ``(G, n, columns)``."""
+        rows = reading.rows(places)
+        if self.inputs is None:
+            return rows
+        channels: Tensor = rows.unflatten(2, (-1, self.reader.kernel))
+        return channels[:, :, self.inputs.to(rows.device)].flatten(2)
 
-def stops_of(links: Iterable[Link]) -> set[int]:
-    """The points of links, and the calls that give the states that some of them read."""
-    links = tuple(links)
-    return {link.chain.point for link in links} | {link.state[0] for link in links if link.state is not None}
+    def given(self, rows: Tensor) -> Tensor:
+        """What the layer gives for rows, ``(1, n, columns)``, as it is now; ``(n, C)`` in float64."""
+        given = rows[0].double() @ self.reader.matrix()[0].double().mT
+        return given if self.reader.bias is None else given + self.reader.bias.double()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,9 +97,9 @@ class Fit:
         return self.links[0].chain.point
 
     @property
-    def stops(self) -> set[int]:
-        """The calls at which both passes wait for it; those of a shared weight are not among them."""
-        return {self.point} if self.others else stops_of(self.links)
+    def is_of_original(self) -> bool:
+        """Whether it is fitted on what the original reads."""
+        return self.links[0].inputs is not None
 
     @property
     def can_shift(self) -> bool:
@@ -157,7 +163,7 @@ class Equations:
     def add(
         self,
         original: Tensor,
-        smaller: Tensor,
+        smaller: Tensor | None,
         readings: dict[int, Reading],
         chance: torch.Generator,
         *,
@@ -168,33 +174,40 @@ class Equations:
 
         Args:
             original: The original's value at the point.
-            smaller: The smaller network's.
+            smaller: The smaller network's; not needed where the fit is one of what the original reads.
             readings: What the layers read.
             chance: Draws the positions.
             batches: How many batches they are.
             call: Which of the calls of a shared weight it is, the first or one of the others.
         """
         channel = (self.fit.others[call - 1] if call else self.fit.links[0]).chain.channel
-        count = positions_of(smaller.shape, channel)
+        count = positions_of(original.shape, channel)
         places = sampled(count, chance, batches * self._rows) if self.fit.weights else torch.arange(count)
         for some in places.split(max(_AT_ONCE // max(self.fit.columns, 1), 1)):
             self._add(original, smaller, readings, some, call)
 
     def _add(
-        self, original: Tensor, smaller: Tensor, readings: dict[int, Reading], places: Tensor, call: int
+        self,
+        original: Tensor,
+        smaller: Tensor | None,
+        readings: dict[int, Reading],
+        places: Tensor,
+        call: int,
     ) -> None:
         """Take in some positions of a batch."""
         links = (self.fit.others[call - 1],) if call else self.fit.links
         channel = links[0].chain.channel
         aim = values_at(original, channel, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
         aim = aim * self.fit.factors.to(aim)
-        missing = aim - values_at(smaller, channel, places).double()
+        read = [link.rows(readings[link.chain.call], places) for link in links if link.chain.call in readings]
+        rows = torch.cat(read, 2) if read else aim[:, :0]  # (G, n, K)
+        given = links[0].given(rows) if smaller is None else values_at(smaller, channel, places).double()
+        missing = aim - given
         if self.fit.others:
             aim, missing = (each / self.fit.gains[call].to(each) for each in (aim, missing))
         self._values.add(aim[:, :0], torch.cat([aim, missing], 1))
-        read = [readings[link.chain.call] for link in links if self.fit.weights]
-        rows = torch.cat([each.rows(places) for each in read], 2) if read else missing[:, :0]  # (G, n, K)
         groups = self.fit.groups
+        rows = rows if self.fit.weights else missing[:, :0]
         self.missing.add(rows, missing.reshape(len(missing), groups, -1).movedim(1, 0))
 
     def reduce(self, accelerator: Accelerator) -> None:

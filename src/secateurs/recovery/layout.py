@@ -83,7 +83,7 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     return Layout(
         fits=tuple(fits),
         left=search.left,
-        copied=frozenset(small.living.overwritten),
+        copied=frozenset(whole.living.overwritten | small.living.overwritten),
         held=_held(fits, whole, small),
         norms=tuple(small.norms_behind(changed)),
     )
@@ -99,7 +99,8 @@ def _held(fits: Sequence[Fit], whole: Recorder, small: Recorder) -> tuple[int, .
             for link in (each.links if each.weights and not each.others else ())
             if link.chain.call <= fit.point <= each.point
         ]
-        most = max(most, whole.living.held_at(fit.point, ()) + small.living.held_at(fit.point, kept))
+        forced = [link.chain.call for link in fit.links if fit.is_of_original and not fit.others]
+        most = max(most, whole.living.held_at(fit.point, forced) + small.living.held_at(fit.point, kept))
         found.append(most)
     return tuple(reversed(found))
 
@@ -192,8 +193,8 @@ class _Search:
             reading, outputs, _ = place
             produced.add((name, outputs))
             is_cut = bool(self.cuts.get((name, reading)))
-            if is_cut or (call in self.behind and call not in self.small.states):
-                reason = self._add(call, reader, name, found)
+            if is_cut or (call in self.behind and call not in self.small.of_states):
+                reason = self._add(call, reader, name, found, is_cut=is_cut)
                 if reason and is_cut:
                     self.left[name] = reason
         known = {link.name for link in found} | set(self.left) | {links[0].name for links in self.shared}
@@ -205,7 +206,7 @@ class _Search:
                 )
         return found
 
-    def _add(self, call: int, reader: Reader, name: str, found: list[Link]) -> str | None:
+    def _add(self, call: int, reader: Reader, name: str, found: list[Link], *, is_cut: bool) -> str | None:
         """Add a link; or say why there is none."""
         calls = self._sharing(reader)
         uses = max(len(calls), self.small.uses(reader.weight))
@@ -213,7 +214,7 @@ class _Search:
             return f"{uses} calls use it, and not all of them as the weight of a layer"
         if uses > 1:
             if calls[0] not in self._said:
-                self._said[calls[0]] = self._add_shared(calls, name)
+                self._said[calls[0]] = self._add_shared(calls, name, is_cut=is_cut)
             return self._said[calls[0]]
         link = self._link(call, name)
         if isinstance(link, Link):
@@ -230,21 +231,23 @@ class _Search:
             if (other.weight.data_ptr(), other.weight.shape, other.weight.stride()) == place
         ]
 
-    def _add_shared(self, calls: list[int], name: str) -> str | None:
+    def _add_shared(self, calls: list[int], name: str, *, is_cut: bool) -> str | None:
         """Add the links of a weight that several calls share; or say why they are none.
 
-        All are looked at before the weight changes, when the network has come to the first point. So none may
-        read what another gives, and the others must be behind that point; where points lie otherwise, or a
-        batch norm takes the outputs of a single call, the calls' own results are compared.
+        All are looked at before the weight changes, when the network has come to the first point. So the
+        others must be behind that point; where points lie otherwise, or a batch norm takes the outputs of a
+        single call, the calls' own results are compared. Where some read what others give, as in a loop, all
+        are fitted on what the original reads.
         """
-        if any(self.small.feeds(one, other) for one, other in combinations(calls, 2)):
+        is_loop = any(self.small.feeds(one, other) for one, other in combinations(calls, 2))
+        if is_loop and (self.small.readers[calls[0]].groups > 1 or not is_cut):
             return f"{len(calls)} calls use it, and read what others of them give"
         rows = dict(self.rows)
-        for alone in (False, True):
+        for alone in (True,) if is_loop else (False, True):
             links: list[Link] = []
             self.rows = dict(rows)  # without the names that the first try has given
             for call in calls:
-                link = self._link(call, name, alone=alone)
+                link = self._link(call, name, alone=alone, in_loop=is_loop)
                 if not isinstance(link, Link):
                     return link
                 links.append(link)
@@ -256,13 +259,13 @@ class _Search:
         self.shared.append(links)
         return None
 
-    def _link(self, call: int, name: str, *, alone: bool = False) -> Link | str:
+    def _link(self, call: int, name: str, *, alone: bool = False, in_loop: bool = False) -> Link | str:
         """The link of a call; or why there is none."""
         reader, other = self.small.readers[call], self.whole.readers.get(call)
         place = None if other is None else place_in(other, self.before[name])
         if other is None or place is None:
             return "the original reads it in another way"
-        _, outputs, first = place
+        reading, outputs, first = place
         size = self.before[name].shape[outputs]
         kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
         if len(kept) != reader.outputs:
@@ -276,16 +279,19 @@ class _Search:
             return "its outputs are cut along another dimension too"
         key = name if name not in self.rows else f"{name} (call {call})"
         self.rows[key] = (kept, factors)
-        made_of = self.small.made_of(reader.weight)
-        return Link(name=key, reader=reader, chain=chain, state=self._state(call, name), made_of=made_of)
+        return Link(
+            name=key,
+            reader=reader,
+            chain=chain,
+            inputs=self._inputs_left(name, reading) if in_loop or call in self.small.of_states else None,
+            made_of=self.small.made_of(reader.weight),
+        )
 
-    def _state(self, call: int, name: str) -> tuple[int, Tensor] | None:
-        """What a product with a state reads: the call that gives it, and which of the original's units."""
-        if call not in self.small.states:
-            return None
-        kept = torch.ones(self.before[name].shape[1], dtype=torch.bool)
-        kept[list(self.cuts.get((name, 1), ()))] = False
-        return self.small.states[call], kept.nonzero().flatten()
+    def _inputs_left(self, name: str, dim: int) -> Tensor:
+        """Which indices of a dimension of a parameter the plan leaves."""
+        kept = torch.ones(self.before[name].shape[dim], dtype=torch.bool)
+        kept[list(self.cuts.get((name, dim), ()))] = False
+        return kept.nonzero().flatten()
 
 
 def outputs_left(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from secateurs.graph.packed import tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.batches import examples_in
-from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct, stops_of
+from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct
 from secateurs.recovery.layout import Layout
 from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
 
@@ -121,37 +121,43 @@ class Pair:
         """Let the equations see what both networks give at the point of the first of the fits to come."""
         fit = equations.fit
         if self._passes is None:
-            reading = [link for each in fits if each.weights for link in each.links]
-            stops = set().union(*(each.stops for each in fits))
-            self._passes = self._start(stops, reading)
+            self._passes = self._start(fits)
+        original, smaller = self._passes
+        values = original.advance(fit.point), smaller.advance(fit.point)
         if fit.others:
-            for each in self._passes:
-                each.advance(fit.point)
             self._look_ahead(equations)
+        elif fit.is_of_original:
+            equations.add(values[0], None, original.readings, self._chance, batches=self.batches)
         else:
-            values = _at_point(fit.links[0], *self._passes)
-            equations.add(*values, self._passes[1].readings, self._chance, batches=self.batches)
+            equations.add(*values, smaller.readings, self._chance, batches=self.batches)
 
     def _look_ahead(self, equations: Equations) -> None:
         """Let the equations of a shared weight see all of its calls, in passes that do not wait for a fit."""
         fit = equations.fit
-        links = (*fit.links, *fit.others)
-        original, smaller = self._start(stops_of(links), links if fit.weights else ())
+        links = sorted(enumerate((*fit.links, *fit.others)), key=lambda each: each[1].chain.point)
+        read = [link for _, link in links] if fit.weights or fit.is_of_original else []
+        stops = [link.chain.point for _, link in links]
+        original = self._pass(self._model, stops, read if fit.is_of_original else ())
+        smaller = None if fit.is_of_original else self._pass(self._smaller, stops, read)
         try:
-            for call, link in sorted(enumerate(links), key=lambda each: each[1].chain.point):
-                values = _at_point(link, original, smaller)
-                equations.add(*values, smaller.readings, self._chance, batches=self.batches, call=call)
-                smaller.forget([link.chain.call])
+            for call, link in links:
+                one = original.advance(link.chain.point)
+                other = None if smaller is None else smaller.advance(link.chain.point)
+                reading = original if smaller is None else smaller
+                equations.add(one, other, reading.readings, self._chance, batches=self.batches, call=call)
+                reading.forget([link.chain.call])
         finally:
             original.close()
-            smaller.close()
+            if smaller is not None:
+                smaller.close()
 
     def correct(self, equations: Equations, solution: Solution) -> None:
         """Give the waiting pass the values that it has with the new weights."""
         if self._passes is not None:
             smaller = self._passes[1]
             correct(equations, solution, smaller.value, smaller.readings)
-            smaller.forget([link.chain.call for link in equations.fit.links])
+            for each in self._passes:
+                each.forget([link.chain.call for link in equations.fit.links])
 
     def close(self) -> None:
         """Leave both passes."""
@@ -159,25 +165,24 @@ class Pair:
             each.close()
         self._passes = None
 
-    def _start(self, stops: Collection[int], links: Sequence[Link]) -> tuple[SuspendedPass, SuspendedPass]:
-        """Passes of both networks that wait at some calls, and keep what some layers read."""
+    def _start(self, fits: Sequence[Fit]) -> tuple[SuspendedPass, SuspendedPass]:
+        """Passes of both networks that wait at the points of fits, and keep what their layers read."""
+        stops = {fit.point for fit in fits}
+        own = [link for fit in fits if fit.weights for link in fit.links]
+        forced = [link for fit in fits if fit.is_of_original and not fit.others for link in fit.links]
+        return self._pass(self._model, stops, forced), self._pass(self._smaller, stops, own)
+
+    def _pass(self, model: nn.Module, stops: Collection[int], links: Sequence[Link]) -> SuspendedPass:
+        """A pass that waits at some calls, and keeps what some layers read."""
         reads = {link.chain.call for link in links}
-        copied = reads & self._layout.copied
-        moves = {move: link.chain.call for link in links for move in link.chain.moves}
-        original = SuspendedPass(self._model, self._inputs, stops=stops)
-        smaller = SuspendedPass(
-            self._smaller, self._inputs, stops=stops, reads=reads, copied=copied, moves=moves
+        return SuspendedPass(
+            model,
+            self._inputs,
+            stops=stops,
+            reads=reads,
+            copied=reads & self._layout.copied,
+            moves={move: link.chain.call for link in links for move in link.chain.moves},
         )
-        return original, smaller
-
-
-def _at_point(link: Link, original: SuspendedPass, smaller: SuspendedPass) -> tuple[Tensor, Tensor]:
-    """What both networks give at a link's point; a product with a state has the original's in both."""
-    if link.state is not None:
-        call, kept = link.state
-        state = original.advance(call)
-        smaller.advance(call).copy_(state[..., kept.to(state.device)])
-    return original.advance(link.chain.point), smaller.advance(link.chain.point)
 
 
 def examples_of(inputs: Inputs) -> int:

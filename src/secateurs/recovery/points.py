@@ -50,7 +50,7 @@ class Recorder(TorchFunctionMode):
         names: The torch function of each numbered call.
         readers: The calls in which weights read activations, without what was read.
         living: What the pass held after each call, and whether what was read stayed as it was.
-        states: For each product of a recurrent layer with its state the call that gave that state.
+        of_states: The products of recurrent layers with their states.
         plain: For each numbered call its number where nothing is written out: one for all calls of a layer.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
@@ -73,7 +73,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
         self.readers: dict[int, Reader] = {}
-        self.states: dict[int, int] = {}
+        self.of_states: set[int] = set()
         self.plain: list[int] = []
         self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
@@ -114,7 +114,7 @@ class Recorder(TorchFunctionMode):
         """Whether a reader inside of a recurrent layer reads the layer's inputs, and not its states."""
         maker = self._makers[call][0]
         is_within = maker >= 0 and self.plain[maker] == self.plain[call]  # a level above the first
-        return not is_within and call not in self.states
+        return not is_within and call not in self.of_states
 
     def shape(self, call: int) -> torch.Size:
         """The shape of a call's result."""
@@ -297,7 +297,7 @@ class Recorder(TorchFunctionMode):
         if reader is not None:
             self._remember(number, reader)
         if func is product_with_state:
-            self.states[number] = makers[0]
+            self.of_states.add(number)
         for result in results:
             self._note(result, number, is_data)
         if (parts := WeightNorm.of(func, args, kwargs)) is not None and not is_data:
