@@ -90,6 +90,21 @@ class TransposedProduct(nn.Module):
         return self.first(x).relu() @ self.weight.T
 
 
+class Letters(nn.Module):
+    """Products by einsum, whose letters lie anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 12)
+        self.one, self.two = nn.Parameter(torch.randn(12, 9)), nn.Parameter(torch.randn(6, 9))
+        self.bias = nn.Parameter(torch.randn(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu().transpose(1, 2)  # (N, 12, T)
+        x = torch.einsum("nit, io -> not", x, self.one).relu()
+        return torch.einsum("oi,nit->not", self.two, x) + self.bias
+
+
 class Attention(nn.Module):
     """Heads leave; the output projection reads them, behind it a residual sum."""
 
@@ -203,6 +218,7 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
     "no bias": (lambda: Convolutions(conv(3, 12), conv(12, 4, bias=False)), IMAGE, {"first": [0, 5, 6]}),
     "raw parameters": (FunctionalWeights, IMAGE, {"kernel": [2, 4]}),
     "transposed view": (TransposedProduct, ROWS, {"first": [2, 4, 5]}),
+    "einsum": (Letters, torch.Size((30, 7, 5)), {"first": [2, 4, 5], "one": [1, 8]}),
     "attention": (Attention, torch.Size((12, 7, 16)), {"attention.head": [1]}),
     "inside a block": (ResidualBlock, IMAGE, {"conv1": [0, 4, 5, 9]}),
     "a stream": (ResidualBlock, IMAGE, {"stem": [0, 4, 5]}),

@@ -211,8 +211,8 @@ def _of_layer(reads: Sequence[UnitRead], reader: Reader, *, of_inputs: bool) -> 
 
 def _along(read: UnitRead, reader: Reader) -> bool:
     """Whether a reader sums over the dimension in which the units lie."""
-    return read.dim == reader.source.dim() - 1 - len(reader.windows) and (
-        len(read.units) == reader.source.shape[read.dim]
+    return read.dim == reader.source.dim() + reader.source_dim and (
+        len(read.units) == reader.source.shape[-1 - len(reader.windows)]
     )
 
 

@@ -52,6 +52,20 @@ def einsum(*args: Any) -> Tensor:
     return term.value.permute([term.letters.index(letter) for letter in result])
 
 
+def letters_of(args: tuple[Any, ...]) -> tuple[list[tuple[Letter, ...]], tuple[Letter, ...]] | None:
+    """The letters of each operand and of the result; None where torch must see to it.
+
+    Args:
+        args: What ``torch.einsum`` takes.
+
+    Example:
+        >>> letters_of(("...i,oi", torch.zeros(2, 3, 4), torch.zeros(5, 4)))
+        ([(1, 0, 'i'), ('o', 'i')], (1, 0, 'o'))
+    """
+    read = _read(args)
+    return None if read is None else ([term.letters for term in read[0]], read[1])
+
+
 def _read(args: tuple[Any, ...]) -> tuple[list[_Term], tuple[Letter, ...]] | None:
     """The terms and the letters of the result; None where torch must see to it."""
     operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]

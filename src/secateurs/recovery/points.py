@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -316,10 +317,7 @@ class Recorder(TorchFunctionMode):
         """Keep what is known of a reader, and see later whether its source is overwritten."""
         self.living.read(number, reader.source)
         blank = torch.empty(reader.source.shape, device="meta")
-        self.readers[number] = Reader(
-            source=blank, weight=reader.weight, bias=reader.bias, groups=reader.groups,
-            turned=reader.turned, windows=reader.windows, stretch=reader.stretch,
-        )  # fmt: skip
+        self.readers[number] = replace(reader, source=blank)
 
     def _note_living(self, number: int) -> None:
         """Let go of the results that are gone after a call."""

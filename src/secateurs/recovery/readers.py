@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 from secateurs.graph.calls import is_numbered
+from secateurs.graph.einsum import letters_of
 from secateurs.recovery.moves import positions_of
 from secateurs.recovery.recurrence import product_with_state
 
@@ -40,6 +42,9 @@ class Reader:
         windows: Kernel, stride, dilation and padding (before, after) of each spatial dimension; none for a
             linear layer.
         stretch: For a transposed convolution, the steps between the places where its inputs are put.
+        reading: Of an einsum the dimension of the activation that is summed over, counted from the end; in
+            `source` it is the last.
+        writing: Of an einsum the dimension of the result that holds the outputs, counted from the end.
 
     Example:
         >>> layer = torch.nn.Conv2d(4, 6, 3, padding=1, groups=2)
@@ -60,6 +65,8 @@ class Reader:
     turned: bool = False
     windows: tuple[tuple[int, int, int, tuple[int, int]], ...] = ()
     stretch: tuple[int, ...] = ()
+    reading: int | None = None
+    writing: int | None = None
 
     @property
     def columns(self) -> int:
@@ -80,7 +87,12 @@ class Reader:
     @property
     def channel(self) -> int:
         """The dimension of the call's result that holds its outputs, counted from the end."""
-        return -1 - len(self.windows)
+        return -1 - len(self.windows) if self.writing is None else self.writing
+
+    @property
+    def source_dim(self) -> int:
+        """The dimension of the activation that is summed over, counted from the end."""
+        return -1 - len(self.windows) if self.reading is None else self.reading
 
     @property
     def kernel(self) -> int:
@@ -166,9 +178,37 @@ def reader_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Reader 
     if name in _PRODUCTS and len(args) == 2 and all(isinstance(each, Tensor) for each in args):
         x, weight = args if name != "__rmatmul__" else args[::-1]
         return Reader(source=x, weight=weight, bias=None, turned=True) if weight.dim() == 2 else None
+    if name == "einsum":
+        return _einsum(tuple(args)) if not kwargs else None
     if name in _CONVOLUTIONS:
         return _convolution(_CONVOLUTIONS[name], args, kwargs)
     return _transposed(_TRANSPOSED[name], args, kwargs) if name in _TRANSPOSED else None
+
+
+def _einsum(args: tuple[Any, ...]) -> Reader | None:
+    """A product with a matrix by letters: one is summed over, one is the matrix's own."""
+    if len(args) != 3 or any(not isinstance(each, Tensor) for each in args[1:]):
+        return None
+    read = letters_of(args)
+    if read is None:
+        return None
+    (one, other), result = read
+    is_first = isinstance(args[1], Parameter) and not isinstance(args[2], Parameter)
+    (x, weight), (of_x, of_weight) = (args[1:], (one, other)) if not is_first else (args[:0:-1], (other, one))
+    inner = [letter for letter in of_weight if letter in of_x and letter not in result]
+    own = [letter for letter in of_weight if letter in result and letter not in of_x]
+    rest = [letter for letter in result if letter not in own]
+    if not len(inner) == len(own) == 1 or len(of_weight) != 2 or {*rest, *inner} != {*of_x}:
+        return None
+    place = of_x.index(inner[0])
+    return Reader(
+        source=x.permute(*(of_x.index(letter) for letter in rest), place),
+        weight=weight,
+        bias=None,
+        turned=of_weight[0] == inner[0],
+        reading=place - len(of_x),
+        writing=result.index(own[0]) - len(result),
+    )
 
 
 def place_in(reader: Reader, parameter: Tensor) -> tuple[int, int, int] | None:
