@@ -24,8 +24,9 @@ from secateurs.errors import UnrankedError
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitRead
 from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import ROWS, sampled
-from secateurs.recovery.points import Recorder
+from secateurs.recovery.points import chain_of
 from secateurs.recovery.readers import Reader, Watching
+from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
 _WIDEST = 4608  # columns whose products are kept, 162 MiB; of wider readers those of the units are
@@ -75,7 +76,7 @@ class Consumers:
         recorder = Recorder(batch.model, batch.inputs, written_out=True)
         self._reads = reads_of(self._graph, recorder)
         if self._at_points:
-            self._chains = {call: recorder.chain(call) for call in self._reads.of_calls}
+            self._chains = {call: chain_of(recorder, call) for call in self._reads.of_calls}
 
     def _place(self, call: int, reader: Reader) -> Place:
         if call not in self.places:

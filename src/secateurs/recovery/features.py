@@ -17,8 +17,9 @@ from secateurs.graph.packed import first_tensor
 from secateurs.graph.running import Inputs, call_model, modes_kept, plain_kernels
 from secateurs.planning.plan import Plan
 from secateurs.recovery.layout import outputs_left
-from secateurs.recovery.points import Recorder
+from secateurs.recovery.points import way_of
 from secateurs.recovery.readers import Reader, place_in
+from secateurs.recovery.recording import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +79,7 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
         common = None if name is None else _kept(reader, name, tensors[name], plan)
         if name is not None and common is not None:
             kept[name] = common
-            for far, (number, channel) in enumerate(record.way(call)):
+            for far, (number, channel) in enumerate(way_of(record, call)):
                 ways.setdefault(name, {})[number] = far, channel
     found: dict[str, Boundary] = {}
     for name, way in ways.items():

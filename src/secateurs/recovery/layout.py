@@ -16,8 +16,9 @@ from secateurs.planning.plan import Plan
 from secateurs.recovery.fitting import Fit, Link
 from secateurs.recovery.moments import WIDEST
 from secateurs.recovery.moves import positions_of
-from secateurs.recovery.points import Recorder
+from secateurs.recovery.points import calls_behind, chain_of, feeds, norms_behind
 from secateurs.recovery.readers import Reader, place_in
+from secateurs.recovery.recording import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +72,9 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
     consumers = {axis.parameter for axis in plan.axes if axis.silenced}
     mixed = any(group.mixed_by for group in plan.groups)
     changed = {axis.parameter for axis in plan.axes} if mixed else consumers
-    behind = small.behind(changed) if weights else set()  # what a constant can mend is behind the cut itself
+    behind = (
+        calls_behind(small, changed) if weights else set()
+    )  # what a constant can mend is behind the cut itself
     search = _Search(whole, small, tensors_of(model), tensors_of(smaller), plan, behind)
     found = search.links()
     fits: list[Fit] = []
@@ -85,7 +88,7 @@ def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *,
         left=search.left,
         copied=frozenset(whole.living.overwritten | small.living.overwritten),
         held=_held(fits, whole, small),
-        norms=tuple(small.norms_behind(changed)),
+        norms=tuple(norms_behind(small, changed)),
     )
 
 
@@ -120,7 +123,7 @@ def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
     if weights and len(links) > 1 and sum(link.reader.columns for link in links) > WIDEST:
         return [fit for link in links for fit in _fits([link], search, weights)]
     chain = links[0].chain
-    positions = positions_of(search.small.shape(chain.point), chain.channel)
+    positions = positions_of(search.small.shapes[chain.point], chain.channel)
     fit = Fit(links=tuple(links), kept=kept, factors=factors, weights=weights, positions=positions)
     if weights or fit.can_shift:
         return [fit]
@@ -147,7 +150,7 @@ def _shared_fit(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
         kept=kept,
         factors=factors,
         weights=weights,
-        positions=sum(positions_of(search.small.shape(chain.point), chain.channel) for chain in chains),
+        positions=sum(positions_of(search.small.shapes[chain.point], chain.channel) for chain in chains),
     )
     if weights or fit.can_shift:
         return [fit]
@@ -239,7 +242,7 @@ class _Search:
         single call, the calls' own results are compared. Where some read what others give, as in a loop, all
         are fitted on what the original reads.
         """
-        is_loop = any(self.small.feeds(one, other) for one, other in combinations(calls, 2))
+        is_loop = any(feeds(self.small, one, other) for one, other in combinations(calls, 2))
         if is_loop and (self.small.readers[calls[0]].groups > 1 or not is_cut):
             return f"{len(calls)} calls use it, and read what others of them give"
         rows = dict(self.rows)
@@ -270,8 +273,8 @@ class _Search:
         kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
         if len(kept) != reader.outputs:
             return "its outputs do not correspond to the original's"
-        chain = self.small.chain(call, alone=alone or bool((factors != 1).any()))
-        before, after = list(self.whole.shape(chain.point)), list(self.small.shape(chain.point))
+        chain = chain_of(self.small, call, alone=alone or bool((factors != 1).any()))
+        before, after = list(self.whole.shapes[chain.point]), list(self.small.shapes[chain.point])
         if (before.pop(chain.channel), after.pop(chain.channel)) != (
             other.outputs,
             reader.outputs,

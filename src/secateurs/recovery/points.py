@@ -9,357 +9,135 @@ other side of a sum lacks.
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from secateurs.graph.calls import is_numbered
-from secateurs.graph.copying import tensors_of
-from secateurs.graph.packed import call_tensors, first_tensor, results_of, tensors_in
-from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Chain, Norm, Step
-from secateurs.recovery.derived import WeightNorm
-from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.moves import channel_of, numbered
-from secateurs.recovery.readers import Reader, reader_of
-from secateurs.recovery.recurrence import RECURRENT, RecurrenceWrittenOut, product_with_state
-from secateurs.recovery.steps import steps_of
+from secateurs.recovery.recording import Recorder
 
-_OF_VALUES = frozenset(
-    (
-        *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
-        *("__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__"),
-    )
-)
 _ACTIVATIONS = frozenset(
     ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "hardtanh", "sigmoid", "tanh", "mish")
 )
-_OUTPUT = -1  # reads what the model gives
-_NOTHING = -2  # made by no call
 
 
-class Recorder(TorchFunctionMode):
-    """Writes down one forward pass: which call reads the result of which.
-
-    Attributes:
-        names: The torch function of each numbered call.
-        readers: The calls in which weights read activations, without what was read.
-        living: What the pass held after each call, and whether what was read stayed as it was.
-        of_states: The products of recurrent layers with their states.
-        plain: For each numbered call its number where nothing is written out: one for all calls of a layer.
-        givers: For each module that was watched the calls that made what it gave, one for each time it ran.
-            Those that ended first come first.
+def chain_of(record: Recorder, call: int, *, alone: bool = False) -> Chain:
+    """Follow the result of a reader to the point where it matters.
 
     Args:
-        model: The model, in evaluation mode.
-        inputs: What it is called with.
-        watched: Modules by name.
-        written_out: Whether the products inside of recurrent layers are calls of their own.
+        record: The pass.
+        call: Number of the reader's call.
+        alone: Stay at the call's own result.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        watched: Mapping[str, nn.Module] | None = None,
-        *,
-        written_out: bool = False,
-    ) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.readers: dict[int, Reader] = {}
-        self.of_states: set[int] = set()
-        self.plain: list[int] = []
-        self.givers: dict[str, list[int]] = {}
-        self._tensors = tensors_of(model)
-        self._storages = {storage_of(tensor): name for name, tensor in self._tensors.items()}
-        self.living = Living(self._storages)
-        self._constants = {id(tensor) for tensor in self._tensors.values()}
-        self._made: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
-        self._read_by: dict[int, list[int]] = {}
-        self._steps: dict[tuple[int, int], Step] = {}
-        self._uses: dict[int, list[tuple[int, int, int]]] = {}
-        self._shapes: dict[int, torch.Size] = {}
-        self._makers: list[list[int]] = []
-        self._named: list[set[str]] = []
-        self._norms: dict[int, Norm] = {}
-        self._derived: dict[int, tuple[weakref.ref[Tensor], WeightNorm]] = {}
-        self._recurrence = RecurrenceWrittenOut()
-        steps = self._recurrence if written_out else contextlib.nullcontext()
-        self._run = 0  # of recurrent layers, whose calls were numbered last
-        with torch.no_grad(), self, steps, self._watching(watched or {}):
-            outputs = call_model(model, inputs)
-        for tensor in tensors_in(outputs):
-            self._read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
-        self._made.clear()
-
-    # -- what was recorded ------------------------------------------------------------------------
-
-    def name_of(self, weight: Tensor) -> str | None:
-        """The parameter or buffer that a tensor is, is a view of, or has its direction from."""
-        made_of = self.made_of(weight)
-        return self._storages.get(storage_of(weight if made_of is None else made_of.direction))
-
-    def made_of(self, weight: Tensor) -> WeightNorm | None:
-        """What a weight is computed from, where that can follow it."""
-        ref, parts = self._derived.get(id(weight), (None, None))
-        return parts if ref is not None and ref() is weight else None
-
-    def reads_inputs(self, call: int) -> bool:
-        """Whether a reader inside of a recurrent layer reads the layer's inputs, and not its states."""
-        maker = self._makers[call][0]
-        is_within = maker >= 0 and self.plain[maker] == self.plain[call]  # a level above the first
-        return not is_within and call not in self.of_states
-
-    def shape(self, call: int) -> torch.Size:
-        """The shape of a call's result."""
-        return self._shapes[call]
-
-    def uses(self, tensor: Tensor) -> int:
-        """In how many calls any element of a parameter, or of this view of it, is used."""
-        made_of = self.made_of(tensor)
-        tensor = tensor if made_of is None else made_of.direction
-        first, last = _span(tensor)
-        return sum(first <= end and start <= last for start, end, _ in self._uses.get(storage_of(tensor), ()))
-
-    def chain(self, call: int, *, alone: bool = False) -> Chain:
-        """Follow the result of a reader to the point where it matters.
-
-        Args:
-            call: Number of the reader's call.
-            alone: Stay at the call's own result.
-        """
-        reader = self.readers[call]
-        way = [] if alone else self._way(call, reader)
-        steps = [step for _, step, _ in way]
-        tip, channel = (way[-1][0], way[-1][2]) if way else (call, reader.channel)
-        onward = torch.ones(reader.outputs, dtype=torch.float64, device=reader.weight.device)
-        homes: list[tuple[Tensor, Tensor]] = []
-        behind = onward
-        for place, step in reversed(list(enumerate(steps))):
-            behind = onward if place == 0 else behind
-            homes = [*self._homes_of(step, onward), *homes]
-            onward = onward * step.scale
-        norm = steps[0].norm if steps else None
-        is_own = norm is not None and norm.is_affine and self._is_own(norm)
-        if reader.bias is not None and self.uses(reader.bias) == 1:
-            homes.insert(len(self._homes_of(steps[0], onward)) if norm else 0, (reader.bias, onward))
-        return Chain(
-            call=call,
-            point=tip,
-            channel=channel,
-            moves=tuple(number for number, step, _ in way if step.move is not None),
-            scale=onward,
-            norm=norm if is_own else None,
-            onward=behind,
-            homes=tuple(homes),
-        )
-
-    def way(self, call: int) -> list[tuple[int, int]]:
-        """The calls from a reader to its point, and through the activations behind that; dropouts are none.
-
-        Args:
-            call: Number of the reader's call.
-
-        Returns:
-            Numbers of calls, the reader's first, each with the dimension of its result that holds the
-            reader's outputs, counted from the end.
-        """
-        reader = self.readers[call]
-        found = [(call, reader.channel), *((tip, channel) for tip, _, channel in self._way(call, reader))]
-        while len(readers := self._read_by.get(found[-1][0], [])) == 1:
-            number = readers[0]
-            if number < 0 or self.names[number].rstrip("_") not in _ACTIVATIONS:
-                break
-            found.append((number, found[-1][1]))
-        return [(number, channel) for number, channel in found if "dropout" not in self.names[number]]
-
-    def _way(self, call: int, reader: Reader) -> list[tuple[int, Step, int]]:
-        """The steps from a reader to its point: the call, and the dimension of the channels behind it."""
-        way: list[tuple[int, Step, int]] = []
-        tip, channel, numbers = call, reader.channel, None
-        while len(readers := self._read_by.get(tip, [])) == 1:
-            step = self._steps.get((readers[0], tip))
-            if step is None or not step.fits(channel, reader.outputs):
-                break
-            if step.move is not None:
-                numbers = step.move(numbered(self._shapes[call], channel) if numbers is None else numbers)
-                found = channel_of(numbers, reader.outputs)
-                if found is None:
-                    break
-                channel = found
-            tip = readers[0]
-            way.append((tip, step, channel))
-        while way and way[-1][1].is_plain:
-            way.pop()
-        return way
-
-    def behind(self, names: Collection[str]) -> set[int]:
-        """The calls that are given other values where the calls with these parameters give others."""
-        changed: set[int] = set()
-        found = set()
-        for number, makers in enumerate(self._makers):
-            if not changed.isdisjoint(makers):
-                found.add(number)
-            if number in found or not self._named[number].isdisjoint(names):
-                changed.add(number)
-        return found
-
-    def feeds(self, earlier: int, later: int) -> bool:
-        """Whether the result of a call goes into what a later one is given."""
-        changed = {earlier}
-        for number in range(earlier + 1, later + 1):
-            if not changed.isdisjoint(self._makers[number]):
-                changed.add(number)
-        return later in changed
-
-    def norms_behind(self, names: Collection[str]) -> list[Tensor]:
-        """The running means of the batch norms that see other values where these parameters change."""
-        behind = self.behind(names)
-        return [norm.mean for number, norm in self._norms.items() if number in behind]
-
-    def _is_own(self, norm: Norm) -> bool:
-        tensors = (norm.mean, norm.var, norm.weight, norm.bias)
-        return all(self.uses(tensor) == 1 for tensor in tensors if tensor is not None)
-
-    def _homes_of(self, step: Step, onward: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """A norm's running mean comes first, which a pass in training mode would find there as well."""
-        if step.norm is not None and self._is_own(step.norm):
-            through = (step.norm.mean, -step.norm.scale * onward)
-            return [through] if step.norm.bias is None else [through, (step.norm.bias, onward)]
-        if step.shift is not None and self.uses(step.shift) == 1:
-            return [(step.shift, onward)]
-        return []
-
-    @contextlib.contextmanager
-    def _watching(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Note which calls made what these modules give."""
-
-        def noted(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-                given = first_tensor(output)
-                self.givers.setdefault(name, []).append(_NOTHING if given is None else self._maker(given))
-
-            return hook
-
-        handles = [module.register_forward_hook(noted(name)) for name, module in modules.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    # -- the run ----------------------------------------------------------------------------------
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not is_numbered(func):  # such as the transpose of a tensor, read as an attribute
-            out = func(*args, **kwargs)
-            for tensor in call_tensors(args, kwargs) if isinstance(out, Tensor) else ():
-                self._read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
-                if id(out) not in self._constants:
-                    self._note(out, self._maker(tensor), self._is_data([tensor]))
-            return out
-        number = len(self.names)
-        self.names.append(getattr(func, "__name__", str(func)))
-        self._note_number()
-        operands = call_tensors(args, kwargs)
-        makers = [self._maker(tensor) for tensor in operands]
-        self._makers.append(makers)
-        self._named.append({name for each in operands if (name := self.name_of(each)) is not None})
-        reader = self._reader_of(func, args, kwargs)
-        steps = dict(steps_of(func, args, kwargs, operands, makers, self._is_data))
-        for step, _ in steps.values():
-            if step.norm is not None:
-                self._norms[number] = step.norm
-        versions = [tensor._version for tensor in operands]
-        out = func(*args, **kwargs)
-        results = results_of(out)
-        self.living.changed(t for t, before in zip(operands, versions, strict=True) if t._version != before)
-        is_constant = func is product_with_state and reader is None  # the state before the first step
-        if func not in RECURRENT and not is_constant:  # what a layer takes is read in calls of their own
-            self._use(operands, results, number)
-        for maker in makers if results or self.names[-1] in _OF_VALUES else ():  # a shape is no value
-            self._read_by.setdefault(maker, []).append(number)
-        if len(results) == 1:
-            self._shapes[number] = results[0].shape
-            for maker, (step, shape) in steps.items():
-                if step.move is not None or results[0].shape == shape:
-                    self._steps[number, maker] = step
-        is_data = self._is_data(operands)
-        if reader is not None:
-            self._remember(number, reader)
-        if func is product_with_state:
-            self.of_states.add(number)
-        for result in results:
-            self._note(result, number, is_data)
-        if (parts := WeightNorm.of(func, args, kwargs)) is not None and not is_data:
-            self._derived[id(out)] = weakref.ref(out), parts
-        self._note_living(number)
-        return out
-
-    def _note_number(self) -> None:
-        """Note the number that the call has where recurrent layers run as they are."""
-        run = self._recurrence.runs if self._recurrence.is_inside else 0
-        last = self.plain[-1] if self.plain else -1
-        self.plain.append(last if run and run == self._run else last + 1)
-        self._run = run
-
-    def _remember(self, number: int, reader: Reader) -> None:
-        """Keep what is known of a reader, and see later whether its source is overwritten."""
-        self.living.read(number, reader.source)
-        blank = torch.empty(reader.source.shape, device="meta")
-        self.readers[number] = replace(reader, source=blank)
-
-    def _note_living(self, number: int) -> None:
-        """Let go of the results that are gone after a call."""
-        live = {key: tensor for key, (ref, *_) in self._made.items() if (tensor := ref()) is not None}
-        self._made = {key: self._made[key] for key in live}
-        self.living.note(number, live.values())
-
-    def _maker(self, tensor: Tensor) -> int:
-        """The call that gave the tensor its present value."""
-        ref, maker, _ = self._made.get(id(tensor), (None, _NOTHING, False))
-        return maker if ref is not None and ref() is tensor else _NOTHING
-
-    def _is_data(self, tensors: list[Tensor]) -> bool:
-        """Whether any of the tensors depends on the inputs, as far as is known."""
-        for tensor in tensors:
-            ref, _, is_data = self._made.get(id(tensor), (None, 0, True))
-            known = ref is not None and ref() is tensor
-            if is_data if known else id(tensor) not in self._constants:
-                return True
-        return False
-
-    def _reader_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader | None:
-        """The reader that a call is; neither a product of two activations nor one of two weights."""
-        reader = reader_of(func, args, kwargs)
-        if reader is None or not self._is_data([reader.source]) or self._is_data([reader.weight]):
-            return None
-        return reader
-
-    def _note(self, tensor: Tensor, maker: int, is_data: bool) -> None:
-        self._made[id(tensor)] = (weakref.ref(tensor), maker, is_data)
-
-    def _use(self, operands: list[Tensor], results: list[Tensor], number: int) -> None:
-        views = {storage_of(result) for result in results}
-        for tensor in operands:
-            storage = storage_of(tensor)
-            if storage in self._storages and storage not in views:
-                self._uses.setdefault(storage, []).append((*_span(tensor), number))
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First and last element of the storage that the tensor can touch."""
-    first = int(tensor.storage_offset())
-    return first, first + sum(
-        (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    reader = record.readers[call]
+    way = [] if alone else _steps_from(record, call)
+    steps = [step for _, step, _ in way]
+    tip, channel = (way[-1][0], way[-1][2]) if way else (call, reader.channel)
+    onward = torch.ones(reader.outputs, dtype=torch.float64, device=reader.weight.device)
+    homes: list[tuple[Tensor, Tensor]] = []
+    behind = onward
+    for place, step in reversed(list(enumerate(steps))):
+        behind = onward if place == 0 else behind
+        homes = [*_homes_of(record, step, onward), *homes]
+        onward = onward * step.scale
+    norm = steps[0].norm if steps else None
+    is_own = norm is not None and norm.is_affine and _is_own(record, norm)
+    if reader.bias is not None and record.uses(reader.bias) == 1:
+        homes.insert(len(_homes_of(record, steps[0], onward)) if norm else 0, (reader.bias, onward))
+    return Chain(
+        call=call,
+        point=tip,
+        channel=channel,
+        moves=tuple(number for number, step, _ in way if step.move is not None),
+        scale=onward,
+        norm=norm if is_own else None,
+        onward=behind,
+        homes=tuple(homes),
     )
+
+
+def way_of(record: Recorder, call: int) -> list[tuple[int, int]]:
+    """The calls from a reader to its point, and through the activations behind that; dropouts are none.
+
+    Args:
+        record: The pass.
+        call: Number of the reader's call.
+
+    Returns:
+        Numbers of calls, the reader's first, each with the dimension of its result that holds the
+        reader's outputs, counted from the end.
+    """
+    reader = record.readers[call]
+    found = [(call, reader.channel), *((tip, channel) for tip, _, channel in _steps_from(record, call))]
+    while len(readers := record.read_by.get(found[-1][0], [])) == 1:
+        number = readers[0]
+        if number < 0 or record.names[number].rstrip("_") not in _ACTIVATIONS:
+            break
+        found.append((number, found[-1][1]))
+    return [(number, channel) for number, channel in found if "dropout" not in record.names[number]]
+
+
+def _steps_from(record: Recorder, call: int) -> list[tuple[int, Step, int]]:
+    """The steps from a reader to its point: the call, and the dimension of the channels behind it."""
+    reader = record.readers[call]
+    way: list[tuple[int, Step, int]] = []
+    tip, channel, numbers = call, reader.channel, None
+    while len(readers := record.read_by.get(tip, [])) == 1:
+        step = record.steps.get((readers[0], tip))
+        if step is None or not step.fits(channel, reader.outputs):
+            break
+        if step.move is not None:
+            numbers = step.move(numbered(record.shapes[call], channel) if numbers is None else numbers)
+            found = channel_of(numbers, reader.outputs)
+            if found is None:
+                break
+            channel = found
+        tip = readers[0]
+        way.append((tip, step, channel))
+    while way and way[-1][1].is_plain:
+        way.pop()
+    return way
+
+
+def calls_behind(record: Recorder, names: Collection[str]) -> set[int]:
+    """The calls that are given other values where the calls with these parameters give others."""
+    changed: set[int] = set()
+    found = set()
+    for number, makers in enumerate(record.makers):
+        if not changed.isdisjoint(makers):
+            found.add(number)
+        if number in found or not record.named[number].isdisjoint(names):
+            changed.add(number)
+    return found
+
+
+def feeds(record: Recorder, earlier: int, later: int) -> bool:
+    """Whether the result of a call goes into what a later one is given."""
+    changed = {earlier}
+    for number in range(earlier + 1, later + 1):
+        if not changed.isdisjoint(record.makers[number]):
+            changed.add(number)
+    return later in changed
+
+
+def norms_behind(record: Recorder, names: Collection[str]) -> list[Tensor]:
+    """The running means of the batch norms that see other values where these parameters change."""
+    behind = calls_behind(record, names)
+    return [norm.mean for number, norm in record.norms.items() if number in behind]
+
+
+def _is_own(record: Recorder, norm: Norm) -> bool:
+    tensors = (norm.mean, norm.var, norm.weight, norm.bias)
+    return all(record.uses(tensor) == 1 for tensor in tensors if tensor is not None)
+
+
+def _homes_of(record: Recorder, step: Step, onward: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """A norm's running mean comes first, which a pass in training mode would find there as well."""
+    if step.norm is not None and _is_own(record, step.norm):
+        through = (step.norm.mean, -step.norm.scale * onward)
+        return [through] if step.norm.bias is None else [through, (step.norm.bias, onward)]
+    if step.shift is not None and record.uses(step.shift) == 1:
+        return [(step.shift, onward)]
+    return []
