@@ -70,14 +70,40 @@ class Fails(nn.Linear):
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5)), (3, 2, 2), 60),
         (SharedLinear(), (6,), 72),
         (FusedAttention(), (5, 8), 5 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8),
+        (nn.LSTM(6, 5, batch_first=True), (7, 6), 7 * 20 * (6 + 5)),
+        (
+            nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True),
+            (7, 6),
+            7 * 2 * 20 * (6 + 5 + 10 + 5),
+        ),
+        (nn.GRU(6, 5, batch_first=True), (7, 6), 7 * 15 * (6 + 5)),
+        (nn.RNN(6, 5, batch_first=True), (7, 6), 7 * 5 * (6 + 5)),
     ],
-    ids=["plain", "depthwise", "grouped", "transposed", "linear", "shared", "attention"],
+    ids=[
+        *("plain", "depthwise", "grouped", "transposed", "linear", "shared", "attention"),
+        *("LSTM", "LSTM of two levels and directions", "GRU", "RNN"),
+    ],
 )
 @pytest.mark.parametrize("batch", [1, 3])
 def test_macs_are_the_products_written_by_hand(
     model: nn.Module, shape: tuple[int, ...], by_hand: int, batch: int
 ) -> None:
     assert macs(model, torch.randn(batch, *shape)) == by_hand
+
+
+def test_the_kernel_for_recurrent_layers_on_a_gpu_is_counted() -> None:
+    class OnGpu(nn.Module):
+        """What torch calls there for an LSTM."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = [torch.empty(shape, device="meta") for shape in ((20, 6), (20, 5), (20,), (20,))]
+            state = torch.empty(1, 3, 5, device="meta")
+            out: Tensor = torch.ops.aten._cudnn_rnn(
+                x, weights, 4, None, state, state, 2, 5, 0, 1, True, 0.0, False, False, [], None
+            )[0]
+            return out
+
+    assert macs(OnGpu(), torch.empty(3, 7, 6, device="meta")) == 7 * 20 * (6 + 5)
 
 
 def test_counted_macs_are_those_of_the_graph() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateurs.graph import batch_size
 from secateurs.graph.running import Inputs, attention_as_written, call_model, frozen, modes_kept
+
+
+def _layer_of_onednn(
+    x: Sequence[int], inward: Sequence[int], across: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Floating-point operations of one level in one direction: each weight is used once a step."""
+    return 2 * prod(x[:-1]) * (prod(inward) + prod(across))
+
+
+def _layers_of_cudnn(x: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    """The same for all levels and directions; vectors are biases."""
+    return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) > 1)
+
+
+_aten = torch.ops.aten
+_KERNELS: dict[Any, Any] = {  # of recurrent layers, which torch's counter takes for free
+    _aten.mkldnn_rnn_layer: _layer_of_onednn,
+    _aten._cudnn_rnn: _layers_of_cudnn,
+    _aten.miopen_rnn: _layers_of_cudnn,
+}
 
 
 def parameters(model: nn.Module) -> int:
@@ -40,7 +63,7 @@ def macs(model: nn.Module, inputs: Inputs) -> int:
         >>> macs(nn.Linear(4, 2), torch.zeros(3, 4))
         8
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_KERNELS)
     # torch's counter takes the fused operators of attention for free, so it runs as matrix products
     # and its record of modules asks views of parameters for gradient functions that they do not have
     with (
