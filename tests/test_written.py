@@ -120,6 +120,23 @@ class State(nn.Module):
         return self.read(state)
 
 
+class Spread(nn.Module):
+    """Figures before and behind sizes that are taken over as a whole."""
+
+    image = (2, 3, 4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.read = nn.Conv1d(4 + 12, 36, 3, padding=1), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 12, *x.shape[3:])
+        for step in x.unbind(1):
+            keep, take, new = self.gates(torch.cat([step, state], 1)).chunk(3, 1)
+            state = keep.sigmoid() * state + take.sigmoid() * new.tanh()
+        return self.read(state.transpose(1, 2) + torch.zeros((*x.shape[:1], 1, 12)))
+
+
 class Within(nn.Module):
     """Sizes in a comprehension and in a function within the method, whose own variables are no figures."""
 
@@ -189,7 +206,7 @@ class Features(Stack):
 
 ALL = (
     *(LeNet, Ranges, RangesFromTheEnd, Split, Global, LocalVariables, Unflatten, State, Within, Product),
-    Features,
+    *(Features, Spread),
 )
 
 

@@ -189,7 +189,7 @@ def _item_of(
         return None
     if one_by_one and not isinstance(given[0], ast.Tuple | ast.List):
         whole = any(isinstance(each, ast.Starred) for each in given)
-        return given[position] if len(given) == of and not whole else None
+        return _counted(given, position % of - of, of) if whole or len(given) == of else None
     shape = given[0].value if isinstance(given[0], ast.Starred) else given[0]
     if of == 1 and not isinstance(shape, ast.Tuple | ast.List | ast.Name):
         return shape
@@ -215,10 +215,15 @@ def _item(shape: ast.expr, position: int, of: int, method: Method) -> ast.expr |
         if isinstance(first, ast.Tuple | ast.List) and of + position < len(first.elts):
             return _item(first, of + position - len(first.elts), len(first.elts), method)
         return None
-    if not isinstance(shape, ast.Tuple | ast.List) or -position > len(shape.elts):
-        return None
-    is_counted = not any(isinstance(each, ast.Starred) for each in shape.elts[position:])
-    return shape.elts[position] if is_counted else None
+    return _counted(shape.elts, position, of) if isinstance(shape, ast.Tuple | ast.List) else None
+
+
+def _counted(items: Sequence[ast.expr], position: int, of: int) -> ast.expr | None:
+    """An item counted from the end, or from the beginning where a ``*sizes`` lies behind it."""
+    stars = [place for place, each in enumerate(items) if isinstance(each, ast.Starred)]
+    if not stars or position > stars[-1] - len(items):
+        return items[position] if -position <= len(items) else None
+    return items[of + position] if 0 <= of + position < stars[0] else None
 
 
 def _bound_in(subscript: ast.Subscript, value: int, method: Method) -> ast.expr | None:
