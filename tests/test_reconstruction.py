@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
+from torch.nn.functional import scaled_dot_product_attention, unfold
 
 import models
 import secateurs
@@ -56,8 +56,8 @@ class NormThenSum(Toy):
         return x.relu()
 
 
-class OnlyQueriesAndKeys(Toy):
-    """Units that no weight reads."""
+class Compared(Toy):
+    """Units that no weight reads, and no product of matrices."""
 
     PIXELS = (5, 6)
 
@@ -67,7 +67,29 @@ class OnlyQueriesAndKeys(Toy):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).relu()
-        return self.query(x) @ self.key(x).mT
+        return self.product(self.query(x), self.key(x))
+
+    def product(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query * key).sum(-1)
+
+
+class QueriesAndKeys(Compared):
+    """Units that no weight reads, and a product of matrices does."""
+
+    def product(self, query: Tensor, key: Tensor) -> Tensor:
+        return query @ key.mT
+
+
+class Heads(Compared):
+    """The same in heads of attention, of which two share their keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(7, 4)
+
+    def product(self, query: Tensor, key: Tensor) -> Tensor:
+        heads, shared = query.unflatten(-1, (2, 4)).transpose(1, 2), key[:, None]
+        return scaled_dot_product_attention(heads, shared, shared.sum(-1, keepdim=True), enable_gqa=True)
 
 
 def ready(toy: type[Toy], examples: int = 24) -> tuple[Toy, secateurs.Graph, list[Tensor]]:
@@ -213,11 +235,30 @@ def test_a_wide_reader_keeps_products_of_contributions(monkeypatch: pytest.Monke
 
 
 def test_units_that_no_weight_reads_are_refused() -> None:
-    model, graph, data = ready(OnlyQueriesAndKeys)
+    model, graph, data = ready(Compared)
     for criterion in ("reconstruction", "thinet"):
         scores = secateurs.score(model, graph, criterion, data=data)
         assert list(scores) == ["first"]
         assert "weights that read the units of group 'query'" in str(scores.missing["query"])
+
+
+@pytest.mark.parametrize("toy", [QueriesAndKeys, Heads])
+def test_a_unit_of_queries_and_keys_is_worth_what_their_products_miss_without_it(toy: type[Compared]) -> None:
+    model, graph, data = ready(toy)
+    assert not consumers.unrankable(model, graph, data[0])
+    scores = secateurs.score(model, graph, "reconstruction", data=data)
+    assert scores.curves is not None
+    with torch.no_grad():
+        x = model.first(torch.cat(data)).relu()  # type: ignore[operator]
+        query, key = model.query(x).double(), model.key(x).double()  # type: ignore[operator]
+    if toy is Heads:
+        query, key = query.unflatten(-1, (2, 4)).transpose(1, 2), key[:, None]
+    group = next(group for group in graph.groups if group.name.startswith("query"))
+    order, wanted = scores[group.name].argsort(), query @ key.mT
+    for gone in range(1, group.size):
+        kept = order[gone:]
+        error = (wanted - query[..., kept] @ key[..., kept].mT).square().mean() / wanted.var(correction=0)
+        assert float(scores.curves[group.name][gone]) == pytest.approx(float(error), rel=1e-3)
 
 
 def test_data_is_needed_and_no_loss() -> None:

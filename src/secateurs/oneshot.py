@@ -59,7 +59,7 @@ def prune(
 
     Returns:
         The smaller model (``.model``), with the plan, the proof and what the repair did. Groups that cannot
-        be ranked so, such as queries and keys, stay whole: ``.scores.missing`` has them, and why.
+        be ranked so, such as what only makes biases of positions, stay whole: ``.scores.missing`` has them.
 
     Raises:
         ScoreError: There is no batch, or `data` is no iterable of batches.

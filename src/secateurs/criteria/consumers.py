@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from secateurs.criteria.elimination import Regression
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
+from secateurs.criteria.products import ProductPlace
 from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
-from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitRead
+from secateurs.graph.calls import is_numbered
+from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
+from secateurs.graph.packed import call_tensors
 from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import chain_of
@@ -48,12 +51,13 @@ class Consumers:
         self._graph, self._reads = graph, Reads({}, graph.reads)
         self._device, self._at_points = device, at_points
         self._chance = torch.Generator().manual_seed(seed)
-        self._chains: dict[int, Chain] = {}
+        self._is_followed, self._chains = False, dict[int, Chain]()
         self.places: dict[int, Place] = {}
+        self.products: dict[int, ProductPlace] = {}
 
     def read(self, batch: Batch) -> None:
         """Run the model on a batch; in evaluation mode, see `scoring_mode`."""
-        if not self._reads.of_calls:
+        if not self._is_followed:
             self._follow(batch)
         points: dict[int, list[int]] = {}
         for call, chain in self._chains.items():
@@ -68,13 +72,24 @@ class Consumers:
             for reader in points.get(call, ()):
                 self.places[reader].arrive(result)
 
-        with torch.no_grad(), _WatchingAll(see, arrive), RecurrenceWrittenOut():
+        def meet(call: int, operands: list[Tensor]) -> None:
+            if call in self.products:
+                place = self.products[call]
+                one, other = place.product.arguments
+                place.take(operands[one], operands[other])
+
+        with torch.no_grad(), _WatchingAll(see, arrive, meet), RecurrenceWrittenOut():
             batch.outputs()
 
     def _follow(self, batch: Batch) -> None:
         """See what reads units, and where its outputs matter; from one pass, by what it calls."""
+        self._is_followed = True
         recorder = Recorder(batch.model, batch.inputs, written_out=True)
         self._reads = reads_of(self._graph, recorder)
+        numbers = {plain: number for number, plain in enumerate(recorder.plain)}
+        self.products = {
+            numbers[each.call]: ProductPlace(each, self._device) for each in self._graph.products
+        }
         if self._at_points:
             self._chains = {call: chain_of(recorder, call) for call in self._reads.of_calls}
 
@@ -99,6 +114,8 @@ class Consumers:
             for read in reads:
                 if _has(read, group):
                     found += self.places[call].regressions(read, group, centred=centred)
+        for place in self.products.values():
+            found += place.regressions(group, centred=centred)
         if not found:
             raise _not_understood(group, _where(group, None))
         return found
@@ -107,21 +124,28 @@ class Consumers:
         """Add up what several processes have seen."""
         for call in sorted(self.places):
             self.places[call].combine()
+        for call in sorted(self.products):
+            self.products[call].combine()
 
 
 class _WatchingAll(Watching):
-    """Shows the results of all numbered calls as well."""
+    """Shows what all numbered calls are given, and their results, as well."""
 
     def __init__(
-        self, see: Callable[[int, Reader, Tensor], None], arrive: Callable[[int, Any], None]
+        self,
+        see: Callable[[int, Reader, Tensor], None],
+        arrive: Callable[[int, Any], None],
+        meet: Callable[[int, list[Tensor]], None],
     ) -> None:
         super().__init__(see)
-        self._arrive = arrive
+        self._arrive, self._meet = arrive, meet
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         before = self._call
+        if is_numbered(func):
+            self._meet(before, call_tensors(args, kwargs or {}))
         out = super().__torch_function__(func, types, args, kwargs)
         if self._call > before:
             self._arrive(before, out)
@@ -141,7 +165,8 @@ def unrankable(model: nn.Module, graph: Graph, inputs: Any) -> dict[str, Unranke
     found = {}
     for group in graph.groups:
         unseen = reads.unseen_of(group)
-        if unseen is not None or not any(_has(read, group) for read in graph.reads):
+        each: list[UnitRead | UnitProduct] = [*graph.reads, *graph.products]
+        if unseen is not None or not any(_has(one, group) for one in each):
             found[group.name] = _not_understood(group, _where(group, None if unseen is None else unseen.call))
     return found
 
@@ -217,7 +242,7 @@ def _along(read: UnitRead, reader: Reader) -> bool:
     )
 
 
-def _has(read: UnitRead, group: Group) -> bool:
+def _has(read: UnitRead | UnitProduct, group: Group) -> bool:
     units = read.units[read.units != NO_UNIT]
     return bool(((units >= group.first) & (units < group.first + group.size)).any())
 

@@ -36,6 +36,7 @@ class Regression:
             costs.
         units: ``(m,)`` the units that are read here; a grouped convolution gives a problem for each group.
         columns: ``(m, count)`` the columns of each of them. Columns of no unit stay.
+        is_fixed: Whether nothing makes up for columns that leave, as in a product of activations.
 
     Raises:
         ScoreError: The shapes do not fit together, or the moments are not finite.
@@ -45,6 +46,7 @@ class Regression:
     weight: Tensor
     units: Tensor
     columns: Tensor
+    is_fixed: bool = False
 
     def __post_init__(self) -> None:
         width = self.weight.shape[-1]
@@ -116,7 +118,7 @@ def eliminate(problems: Sequence[Regression], size: int, *, ridge: float = _RIDG
     """
     if not ridge > 0:
         raise ScoreError(f"`0 < ridge` must hold, got ridge={ridge}")
-    solvers = [_Solver(problem, ridge) for problem in problems]
+    solvers = [_Missed(problem) if problem.is_fixed else _Solver(problem, ridge) for problem in problems]
     left = torch.ones(size, dtype=torch.bool)
     order, errors = [], [0.0]
     for _ in range(size):
@@ -126,7 +128,7 @@ def eliminate(problems: Sequence[Regression], size: int, *, ridge: float = _RIDG
         unit = int(torch.where(left, costs, torch.inf).argmin())
         left[unit] = False
         order.append(unit)
-        errors.append(errors[-1] + max(float(costs[unit]), 0.0))
+        errors.append(max(errors[-1] + float(costs[unit]), 0.0))
         for solver in solvers:
             solver.remove(unit)
     return Elimination(order=torch.tensor(order), errors=torch.tensor(errors, dtype=torch.float64))
@@ -178,6 +180,25 @@ def contributions(problem: Regression) -> Tensor:
     return products.view(m, count, m, count).sum((1, 3))
 
 
+class _Missed:
+    """What the units of one problem contributed, for which nothing makes up."""
+
+    def __init__(self, problem: Regression) -> None:
+        self.units, self._products = problem.units, contributions(problem)
+        self._rises = self._products.diagonal().clone()
+
+    def costs(self) -> Tensor:
+        """What the removal of each unit would add to the error; 0 for units that are gone."""
+        return self._rises
+
+    def remove(self, unit: int) -> None:
+        """Count a unit to what is missing."""
+        found = (self.units == unit).nonzero().flatten()
+        if len(found):
+            self._rises += 2 * self._products[found[0]]
+            self._products[found[0]] = self._products[:, found[0]] = self._rises[found[0]] = 0
+
+
 class _Solver:
     """Weights and inverse of one problem, for the columns that are left.
 
@@ -213,7 +234,7 @@ class _Solver:
         """What the removal of each unit would add to the error; 0 for units that are gone."""
         products = self._weight @ self._weight.mT  # (units, count, count)
         costs: Tensor = (products * torch.linalg.inv(self._blocks)).sum((1, 2)) * self._alive
-        return costs
+        return costs.clamp(min=0)
 
     def remove(self, unit: int) -> None:
         """Set the weights of a unit to zero, and the others to what is best then."""

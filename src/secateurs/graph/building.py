@@ -20,17 +20,22 @@ from secateurs.graph.groups import (
     Locked,
     Role,
     Slice,
+    UnitProduct,
     UnitRead,
     group_names,
 )
 from secateurs.graph.integers import Comparison
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.numbering import UnitNumbers
-from secateurs.graph.records import ParameterDim
+from secateurs.graph.records import ParameterDim, Read
 from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import Tracer
 
 _STRONGER = {("branch", "head"), ("head_dim", "branch")}
+_PRODUCTS = {  # of activations, and whether the second has what is summed over in the last dimension but one
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "baddbmm"), True),
+    "scaled_dot_product_attention": False,
+}
 _POWERS = (1, -1, 0.5, -0.5, 2, 0.25, -0.25)
 
 
@@ -105,7 +110,8 @@ class GroupBuilder:
             ties=ties,
             constraints=constraints,
             conditions=conditions,
-            reads=self._reads(),
+            reads=self._reads(self._tracer.reads),
+            products=self._products(),
             bare_units=self._bare(),
             mixers=self._mixers(groups),
             axes=axes,
@@ -239,9 +245,9 @@ class GroupBuilder:
             self.lock(group, f"forward computes {each.reason}", each.where)
         return bool(stuck)
 
-    def _reads(self) -> tuple[UnitRead, ...]:
+    def _reads(self, noted: Sequence[Read]) -> tuple[UnitRead, ...]:
         found = []
-        for read in self._tracer.reads:
+        for read in noted:
             wanted = np.zeros(self._numbers.count + 1, np.bool_)
             for dim in read.contracted:
                 for factor in self.unit_factors(dim):
@@ -259,6 +265,24 @@ class GroupBuilder:
                                 examples_first=self._examples_first(read.dims, axis),
                             )
                         )
+        return tuple(found)
+
+    def _products(self) -> tuple[UnitProduct, ...]:
+        """The calls whose two factors have the same units where their kind has them."""
+        dims = {(read.call, read.argument): len(read.dims) for read in self._tracer.products}
+        by_call: dict[int, list[UnitRead]] = {}
+        for read in self._reads(self._tracer.products):
+            by_call.setdefault(read.call, []).append(read)
+        found = []
+        for call, reads in by_call.items():
+            turned = _PRODUCTS.get(self._tracer.called[call].name)
+            if turned is None or len(reads) != 2 or min(dims[call, read.argument] for read in reads) < 2:
+                continue
+            places = tuple(read.dim - dims[call, read.argument] for read in reads)
+            one, other = reads
+            if places == (-1, -2 if turned else -1) and np.array_equal(one.units, other.units):
+                pair = one.argument, other.argument
+                found.append(UnitProduct(call=call, arguments=pair, turned=turned, units=one.units))
         return tuple(found)
 
     def _examples_first(self, dims: Sequence[Dim], axis: int) -> bool:

@@ -118,6 +118,24 @@ class UnitRead:
     examples_first: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UnitProduct:
+    """A torch function call that multiplies activations of the same units and sums over these: queries, keys.
+
+    Args:
+        call: Number of the call in the forward pass.
+        arguments: Positions of the two activations among the call's tensors.
+        turned: Whether the second has units in the last dimension but one, as in a matrix product; the first
+            has them in the last, and so has the second otherwise, as in a function for attention.
+        units: For each index of that dimension its unit's number, `NO_UNIT` where there is none.
+    """
+
+    call: int
+    arguments: tuple[int, int]
+    turned: bool
+    units: Indices
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Graph:
     """What can be cut out of a model, and what goes with it.
@@ -143,6 +161,7 @@ class Graph:
     constraints: tuple[CountConstraint, ...] = field(repr=False)
     conditions: tuple[CountCondition, ...] = field(repr=False)
     reads: tuple[UnitRead, ...] = field(repr=False)
+    products: tuple[UnitProduct, ...] = field(repr=False)
     bare_units: Indices = field(repr=False)
     mixers: Mapping[str, str] = field(repr=False)
     axes: tuple[tuple[str, int, tuple[Indices, ...]], ...] = field(repr=False)

@@ -40,6 +40,7 @@ class Marks(MetaMode):
         self._sizes: list[tuple[Traced, bool]] = []
         self._size_lists: list[list[int]] = []
         self._contracted: list[Dim] = []
+        self._multiplied: list[Dim] = []
         self._all_weights = False
 
     def _place(self) -> tuple[str, str]:
@@ -111,6 +112,7 @@ class Marks(MetaMode):
             self.add_role(kept, "producer")
             if not weights:  # activations with activations, as queries with keys
                 self.bare += [dim for _, dim in operands]
+                self._multiplied += [dim for _, dim in operands]
             elif len(weights) < len(operands):
                 self._contracted += [dim for tensor, dim in operands if not self.is_weight(tensor)]
         dims = [operands[0][1], *kept]

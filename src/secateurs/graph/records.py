@@ -60,13 +60,13 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A place where weights read labelled activations.
+    """A place where weights read labelled activations, or where these are multiplied with others.
 
     Args:
         call: Number of the torch function call in the forward pass.
         argument: Position of the activation among the tensors given to that call.
         dims: Labels of the activation's dimensions.
-        contracted: The dimensions that the weights sum over during the call.
+        contracted: The dimensions that are summed over during the call.
     """
 
     call: int

@@ -33,7 +33,14 @@ from secateurs.graph.spread import tie_copies
 from secateurs.graph.values import Answers, asks, value_of
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
-_OF_EVALUATION = ("contractions", "reads", "mixed", "bare", "called")  # further passes add nothing to these
+_OF_EVALUATION = (
+    "contractions",
+    "reads",
+    "products",
+    "mixed",
+    "bare",
+    "called",
+)  # further passes add nothing to these
 
 
 class Tracer(Marks):
@@ -74,6 +81,7 @@ class Tracer(Marks):
         self._records: list[Record] = []
         self._used: set[int] = set()
         self.reads: list[Read] = []
+        self.products: list[Read] = []
         self.unknown: dict[str, str] = {}
         self.example_only: dict[str, None] = {}
         self.own_state: dict[str, str] = {}
@@ -274,7 +282,7 @@ class Tracer(Marks):
         self._sizes = list(traced_in((*args, *kwargs.values())))
         of_call = unflattened_sizes if func in _UNFLATTEN else size_lists
         self._size_lists = of_call(args, kwargs) if self._sizes else []
-        self._contracted = []
+        self._contracted, self._multiplied = [], []
         if func in _OF_NUMBERS:
             self.book.floats += [(size.expression, float(int(size))) for size, _ in self._sizes]
 
@@ -295,7 +303,10 @@ class Tracer(Marks):
             for place, tensor in enumerate(call_tensors(args, kwargs)):
                 if not self.is_weight(tensor):
                     self.reads.append(Read(self.calls, place, self.dims(tensor), tuple(self._contracted)))
-        self._contracted = []
+        if self._multiplied:
+            for place, tensor in enumerate(call_tensors(args, kwargs)):
+                self.products.append(Read(self.calls, place, self.dims(tensor), tuple(self._multiplied)))
+        self._contracted, self._multiplied = [], []
         self._derives_scale = False
         if is_numbered(func):
             tensors = (*call_tensors(args, kwargs), *results_of(out))

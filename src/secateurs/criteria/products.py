@@ -1,0 +1,92 @@
+"""Products of activations, such as queries with keys: what their units contribute to the results.
+
+No weights read such units, and nothing is refitted for one that leaves. Each contributes ``q_u k_u`` to every
+result, and the mean products of these contributions follow from those of the factors alone:
+
+    sum_nm (q_nu k_mu) (q_nv k_mv)  =  (Q'Q)_uv (K'K)_uv.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateurs.criteria.elimination import Regression
+from secateurs.criteria.processes import add_up
+from secateurs.graph.groups import Group, UnitProduct
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+class ProductPlace:
+    """One call that multiplies activations: sums over all batches.
+
+    Args:
+        product: Which units it sums over.
+        device: Where sums are kept.
+
+    Example:
+        >>> import numpy as np
+        >>> place = ProductPlace(
+        ...     UnitProduct(call=0, arguments=(0, 1), turned=True, units=np.arange(2)), torch.device("cpu")
+        ... )
+        >>> place.take(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [5.0]]))
+        >>> place.moments().tolist()  # contributions of 3 and 10
+        [[9.0, 30.0], [30.0, 100.0]]
+    """
+
+    def __init__(self, product: UnitProduct, device: torch.device) -> None:
+        self.product = product
+        count = len(product.units)
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
+        self._sum = torch.zeros(count, dtype=torch.float64, device=device)
+        self._products = torch.zeros(count, count, dtype=torch.float64, device=device)
+
+    def take(self, one: Tensor, other: Tensor) -> None:
+        """Take in both factors, ``(..., n, units)`` and, where it is turned, ``(..., units, m)``."""
+        first, second = one.detach(), (other.mT if self.product.turned else other).detach()
+        if first.dim() > 2 and second.dim() > 2 and first.shape[-3] != second.shape[-3] > 1:
+            second = second.repeat_interleave(
+                first.shape[-3] // second.shape[-3], -3
+            )  # heads that share keys
+        whole = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+        first, second = (each.expand(*whole, *each.shape[-2:]).flatten(0, -3) if whole else each[None]
+                         for each in (first, second))  # fmt: skip
+        self._products += ((first.mT @ first).double() * (second.mT @ second)).sum(0)
+        self._sum += (first.sum(1).double() * second.sum(1)).sum(0)
+        self._count += first.shape[0] * first.shape[1] * second.shape[1]
+
+    def combine(self) -> None:
+        """Add up what several processes have seen."""
+        for tensor in (self._count, self._sum, self._products):
+            add_up(tensor)
+
+    def moments(self) -> Tensor:
+        """``(units, units)`` mean products of what two units contribute to a result."""
+        return (self._products / self._count.clamp(min=1)).cpu()
+
+    def regressions(self, group: Group, *, centred: bool) -> list[Regression]:
+        """The problem of one group of units, whose weights, all 1, stay as they are.
+
+        Args:
+            group: The group.
+            centred: Whether errors are shares of the variance of the results, and not of their mean square.
+        """
+        own = torch.from_numpy(self.product.units) - group.first
+        places = ((own >= 0) & (own < group.size)).nonzero().flatten()
+        if not len(places):
+            return []
+        moments = self.moments()
+        mean = float(self._sum.sum() / self._count.clamp(min=1)) if centred else 0.0
+        whole = (moments.sum() - mean * mean).clamp(min=_TINY)
+        names, order = own[places].sort(stable=True)
+        distinct = names.unique()
+        return [
+            Regression(
+                moments=moments,
+                weight=torch.ones(1, len(moments), dtype=torch.float64) / whole.sqrt(),
+                units=distinct,
+                columns=places[order].view(len(distinct), -1),
+                is_fixed=True,
+            )
+        ]
