@@ -37,7 +37,7 @@ _ROWS = 1024  # positions of a batch that are read, at least; twice the columns 
 
 
 class Consumers:
-    """All calls of a graph in which weights read units.
+    """All calls of a graph in which weights read units, or activations of units are multiplied.
 
     Args:
         graph: The graph of the model.
