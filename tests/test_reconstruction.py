@@ -261,6 +261,39 @@ def test_a_unit_of_queries_and_keys_is_worth_what_their_products_miss_without_it
         assert float(scores.curves[group.name][gone]) == pytest.approx(float(error), rel=1e-3)
 
 
+class AttentionInStream(QueriesAndKeys):
+    """Attention whose output is a part of a stream."""
+
+    PIXELS = (5, 7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(7, 7)
+        self.value, self.out = nn.Linear(7, 5), nn.Linear(5, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.product(self.query(x), self.key(x)).softmax(-1) @ self.value(x)
+        return x + self.out(mixed)
+
+
+def test_an_error_of_attention_counts_as_much_as_attention_does_in_the_stream() -> None:
+    model, graph, data = ready(AttentionInStream)
+    scores = secateurs.score(model, graph, "reconstruction", data=data)
+    assert scores.curves is not None
+    with torch.no_grad():
+        x = torch.cat(data)
+        query, key = model.query(x).double(), model.key(x).double()  # type: ignore[operator]
+        stream = model(x).double()
+        wanted = query @ key.mT
+        gives = stream - x.double()
+    share = gives.var((0, 1), correction=0).sum() / stream.var((0, 1), correction=0).sum()
+    order = scores["query"].argsort()
+    for gone in (1, 4, 7):
+        kept = order[gone:]
+        error = (wanted - query[..., kept] @ key[..., kept].mT).square().mean() / wanted.var(correction=0)
+        assert float(scores.curves["query"][gone]) == pytest.approx(float(error * share), rel=1e-3)
+
+
 def test_data_is_needed_and_no_loss() -> None:
     model, graph, _ = ready(models.PlainVgg)
     with pytest.raises(ScoreError, match="reconstruction needs activations, but data was not given"):

@@ -27,7 +27,7 @@ from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
 from secateurs.graph.packed import call_tensors
 from secateurs.recovery.chains import Chain
 from secateurs.recovery.moments import ROWS, sampled
-from secateurs.recovery.points import chain_of
+from secateurs.recovery.points import chain_of, next_reader
 from secateurs.recovery.readers import Reader, Watching
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
@@ -52,6 +52,7 @@ class Consumers:
         self._device, self._at_points = device, at_points
         self._chance = torch.Generator().manual_seed(seed)
         self._is_followed, self._chains = False, dict[int, Chain]()
+        self._behind: dict[int, int] = {}
         self.places: dict[int, Place] = {}
         self.products: dict[int, ProductPlace] = {}
 
@@ -91,6 +92,10 @@ class Consumers:
             numbers[each.call]: ProductPlace(each, self._device) for each in self._graph.products
         }
         if self._at_points:
+            for call in self.products:
+                reader = next_reader(recorder, call)
+                if reader is not None and reader in self._reads.of_calls:
+                    self._behind[call] = reader
             self._chains = {call: chain_of(recorder, call) for call in self._reads.of_calls}
 
     def _place(self, call: int, reader: Reader) -> Place:
@@ -114,8 +119,9 @@ class Consumers:
             for read in reads:
                 if _has(read, group):
                     found += self.places[call].regressions(read, group, centred=centred)
-        for place in self.products.values():
-            found += place.regressions(group, centred=centred)
+        for call, product in self.products.items():
+            share = self.places[self._behind[call]].share() if call in self._behind else 1.0
+            found += product.regressions(group, centred=centred, share=share)
         if not found:
             raise _not_understood(group, _where(group, None))
         return found

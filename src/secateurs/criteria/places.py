@@ -79,6 +79,14 @@ class Place:
         count = self._seen[0].clamp(min=1)
         return (self._seen[1] / count - (self._sums / count).square().sum()).cpu()
 
+    def share(self) -> float:
+        """The share of the value at the point that varies with what is read; 1 for errors of the outputs."""
+        if not self._at_point:
+            return 1.0
+        weight = self.weight.double().cpu()
+        own = ((weight @ self.moments(True).cpu()) * weight).sum()
+        return min(float(own / self.variance().clamp(min=_TINY)), 1.0)
+
     def moments(self, centred: bool) -> Tensor:
         """``(G, K, K)`` mean products of the columns."""
         return self._moments.covariance(centred=centred)
@@ -163,6 +171,10 @@ class WidePlace(Place):
             add_up(tensor)
         for products in self._products.values():
             _add_up(products)
+
+    def share(self) -> float:
+        """1: what so wide a reader gives varies by is not known."""
+        return 1.0
 
     def regressions(self, read: UnitRead, group: Group, *, centred: bool) -> list[Regression]:
         """One problem, with a column for each unit that is read here."""

@@ -65,12 +65,13 @@ class ProductPlace:
         """``(units, units)`` mean products of what two units contribute to a result."""
         return (self._products / self._count.clamp(min=1)).cpu()
 
-    def regressions(self, group: Group, *, centred: bool) -> list[Regression]:
+    def regressions(self, group: Group, *, centred: bool, share: float = 1.0) -> list[Regression]:
         """The problem of one group of units, whose weights, all 1, stay as they are.
 
         Args:
             group: The group.
             centred: Whether errors are shares of the variance of the results, and not of their mean square.
+            share: What they are multiplied by, as the results are a part of something else.
         """
         own = torch.from_numpy(self.product.units) - group.first
         places = ((own >= 0) & (own < group.size)).nonzero().flatten()
@@ -84,7 +85,7 @@ class ProductPlace:
         return [
             Regression(
                 moments=moments,
-                weight=torch.ones(1, len(moments), dtype=torch.float64) / whole.sqrt(),
+                weight=torch.ones(1, len(moments), dtype=torch.float64) * (share / whole).sqrt(),
                 units=distinct,
                 columns=places[order].view(len(distinct), -1),
                 is_fixed=True,

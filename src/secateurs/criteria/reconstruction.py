@@ -71,7 +71,8 @@ class Reconstruction(_Elimination):
     the batch norm and the residual sum that take a reader's output, as a share of the variance of the value
     there. So errors of all groups are in one measure, which `plan(..., allocation="error")` spends a budget
     by; no labels and no gradients are needed. Errors of several readers add up. Where activations are
-    multiplied, as queries with keys, it is the share of the products' variance that is missed.
+    multiplied, as queries with keys, it is the share of the products' variance that is missed, times the
+    share of the stream's variance that comes of them.
 
     The errors are those of one group alone, with all others whole. Of a weight that is used twice both uses
     are refitted apart. What mixes units before a reader, such as a layer norm, is taken as it is.

@@ -79,6 +79,15 @@ def way_of(record: Recorder, call: int) -> list[tuple[int, int]]:
     return [(number, channel) for number, channel in found if "dropout" not in record.names[number]]
 
 
+def next_reader(record: Recorder, call: int) -> int | None:
+    """The first reader of what comes of a call's result, as long as a single call reads it on the way."""
+    while len(readers := record.read_by.get(call, [])) == 1 and readers[0] >= 0:
+        call = readers[0]
+        if call in record.readers:
+            return call
+    return None
+
+
 def _steps_from(record: Recorder, call: int) -> list[tuple[int, Step, int]]:
     """The steps from a reader to its point: the call, and the dimension of the channels behind it."""
     reader = record.readers[call]
