@@ -20,22 +20,17 @@ from secateurs.graph.groups import (
     Locked,
     Role,
     Slice,
-    UnitProduct,
-    UnitRead,
     group_names,
 )
 from secateurs.graph.integers import Comparison
 from secateurs.graph.labels import Dim, Labels
 from secateurs.graph.numbering import UnitNumbers
-from secateurs.graph.records import ParameterDim, Read
+from secateurs.graph.reads import unit_products, unit_reads
+from secateurs.graph.records import ParameterDim
 from secateurs.graph.sizes import SizeReader, stuck_groups
 from secateurs.graph.tracing import Tracer
 
 _STRONGER = {("branch", "head"), ("head_dim", "branch")}
-_PRODUCTS = {  # of activations, and whether the second has what is summed over in the last dimension but one
-    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "baddbmm"), True),
-    "scaled_dot_product_attention": False,
-}
 _POWERS = (1, -1, 0.5, -0.5, 2, 0.25, -0.25)
 
 
@@ -110,8 +105,8 @@ class GroupBuilder:
             ties=ties,
             constraints=constraints,
             conditions=conditions,
-            reads=self._reads(self._tracer.reads),
-            products=self._products(),
+            reads=unit_reads(self._tracer.reads, self.unit_factors, self._numbers.count, batch=self._batch),
+            products=unit_products(self._tracer, self.unit_factors, self._numbers.count),
             bare_units=self._bare(),
             mixers=self._mixers(groups),
             axes=axes,
@@ -244,50 +239,6 @@ class GroupBuilder:
         for group, each in stuck:
             self.lock(group, f"forward computes {each.reason}", each.where)
         return bool(stuck)
-
-    def _reads(self, noted: Sequence[Read]) -> tuple[UnitRead, ...]:
-        found = []
-        for read in noted:
-            wanted = np.zeros(self._numbers.count + 1, np.bool_)
-            for dim in read.contracted:
-                for factor in self.unit_factors(dim):
-                    wanted[factor] = True
-            wanted[NO_UNIT] = False
-            for axis, dim in enumerate(read.dims):
-                for factor in self.unit_factors(dim):
-                    if wanted[factor].any():
-                        found.append(
-                            UnitRead(
-                                call=read.call,
-                                argument=read.argument,
-                                dim=axis,
-                                units=factor,
-                                examples_first=self._examples_first(read.dims, axis),
-                            )
-                        )
-        return tuple(found)
-
-    def _products(self) -> tuple[UnitProduct, ...]:
-        """The calls whose two factors have the same units where their kind has them."""
-        dims = {(read.call, read.argument): len(read.dims) for read in self._tracer.products}
-        by_call: dict[int, list[UnitRead]] = {}
-        for read in self._reads(self._tracer.products):
-            by_call.setdefault(read.call, []).append(read)
-        found = []
-        for call, reads in by_call.items():
-            turned = _PRODUCTS.get(self._tracer.called[call].name)
-            if turned is None or len(reads) != 2 or min(dims[call, read.argument] for read in reads) < 2:
-                continue
-            places = tuple(read.dim - dims[call, read.argument] for read in reads)
-            one, other = reads
-            if places == (-1, -2 if turned else -1) and np.array_equal(one.units, other.units):
-                pair = one.argument, other.argument
-                found.append(UnitProduct(call=call, arguments=pair, turned=turned, units=one.units))
-        return tuple(found)
-
-    def _examples_first(self, dims: Sequence[Dim], axis: int) -> bool:
-        """Whether an activation is ``(N, units)`` or ``(N, units, places)``, as rows and images are."""
-        return axis == 1 and dims[0].size == self._batch
 
     def _bare(self) -> Indices:
         """Units that are summed over without weights, so that only their producers can silence them."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LAYERS = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
+LAYERS = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
+ARGUMENTS = 9  # of each of them, as torch's own modules call it
 _STEPS = 2
-_ARGUMENTS = 9
 _BATCH_FIRST = 8  # the place of this argument; a packed sequence has another one there
 
 
@@ -22,9 +22,9 @@ def steps_of(func: Any, args: tuple[Any, ...]) -> float:
 
     Of sequences of several lengths it is the mean length.
     """
-    if func not in _LAYERS or len(args) < _ARGUMENTS or not args[0].is_meta:
+    if func not in LAYERS or len(args) < ARGUMENTS or not args[0].is_meta:
         return 0
-    return len(args[0]) / _sequences(args) if _is_packed(args) else int(args[0].shape[_axis(args)])
+    return len(args[0]) / _sequences(args) if is_packed(args) else int(args[0].shape[_axis(args)])
 
 
 def share_of_steps(steps: float) -> float:
@@ -34,7 +34,7 @@ def share_of_steps(steps: float) -> float:
 
 def call_in_few_steps(func: Any, args: tuple[Any, ...], steps: float) -> Any:
     """What a call of a recurrent layer returns, its later steps left out."""
-    if _is_packed(args):
+    if is_packed(args):
         return _packed_in_few_steps(func, args)
     if steps <= _STEPS:
         return func(*args)
@@ -53,7 +53,8 @@ def _packed_in_few_steps(func: Any, args: tuple[Any, ...]) -> Any:
     return outputs[-1][torch.arange(len(data), device=data.device) % sequences], *states
 
 
-def _is_packed(args: tuple[Any, ...]) -> bool:
+def is_packed(args: tuple[Any, ...]) -> bool:
+    """Whether a call of a recurrent layer is given packed sequences."""
     return isinstance(args[1], Tensor) and args[1].dim() == 1
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
-_LAYERS = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
+from secateurs.graph.recurrent import ARGUMENTS, LAYERS, is_packed
+
 _CELLS = frozenset((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell))
-RECURRENT = _LAYERS | _CELLS
+RECURRENT = LAYERS | _CELLS
 
 
 def product_with_state(before: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,7 +78,7 @@ def _steps_of(func: Any, args: tuple[Any, ...]) -> Callable[[], Any] | None:
     """What runs a call in steps, if it is one of a recurrent layer or cell."""
     if func in _CELLS and len(args) in (4, 6):
         return partial(_run_cell, func, *args)
-    if func in _LAYERS and len(args) == 9:
+    if func in LAYERS and len(args) == ARGUMENTS:
         layer = _Layer.of(func, args)
         return None if layer.drops_out else layer.run
     return None
@@ -126,8 +127,7 @@ class _Layer:
     @classmethod
     def of(cls, func: Any, args: tuple[Any, ...]) -> _Layer:
         """The call as torch's own modules make it, of plain or of packed sequences."""
-        is_packed = isinstance(args[1], Tensor) and args[1].dim() == 1
-        x, sizes, rest = (args[0], args[1], args[2:]) if is_packed else (args[0], None, args[1:])
+        x, sizes, rest = (args[0], args[1], args[2:]) if is_packed(args) else (args[0], None, args[1:])
         states, weights, biased, levels, dropout, training, both_ways, *batch_first = rest
         return cls(
             func=func, x=x, sizes=sizes, weights=weights, biased=biased, levels=levels,

@@ -1,0 +1,79 @@
+"""From the calls that a trace noted to what they read: which units lie in which dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from secateurs.graph.groups import NO_UNIT, Indices, UnitProduct, UnitRead
+from secateurs.graph.labels import Dim
+from secateurs.graph.records import Read
+from secateurs.graph.tracing import Tracer
+
+_PRODUCTS = {  # of activations, and whether the second has what is summed over in the last dimension but one
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "baddbmm"), True),
+    "scaled_dot_product_attention": False,
+}
+
+
+def unit_reads(
+    noted: Sequence[Read], unit_factors: Callable[[Dim], tuple[Indices, ...]], count: int, *, batch: int = 0
+) -> tuple[UnitRead, ...]:
+    """The dimensions of activations that calls sum over, with their units.
+
+    Args:
+        noted: The calls.
+        unit_factors: Gives the unit numbers of a dimension.
+        count: How many units there are.
+        batch: How many examples the trace was given. Activations of ``(N, units)`` or ``(N, units, places)``
+            have them first, as rows and images do.
+    """
+    found = []
+    for read in noted:
+        wanted = np.zeros(count + 1, np.bool_)
+        for dim in read.contracted:
+            for factor in unit_factors(dim):
+                wanted[factor] = True
+        wanted[NO_UNIT] = False
+        for axis, dim in enumerate(read.dims):
+            for factor in unit_factors(dim):
+                if wanted[factor].any():
+                    first = axis == 1 and read.dims[0].size == batch
+                    found.append(
+                        UnitRead(
+                            call=read.call,
+                            argument=read.argument,
+                            dim=axis,
+                            units=factor,
+                            examples_first=first,
+                        )
+                    )
+    return tuple(found)
+
+
+def unit_products(
+    tracer: Tracer, unit_factors: Callable[[Dim], tuple[Indices, ...]], count: int
+) -> tuple[UnitProduct, ...]:
+    """The calls that multiply activations whose units lie where calls of their kind have them.
+
+    Args:
+        tracer: The finished trace.
+        unit_factors: Gives the unit numbers of a dimension.
+        count: How many units there are.
+    """
+    dims = {(read.call, read.argument): len(read.dims) for read in tracer.products}
+    by_call: dict[int, list[UnitRead]] = {}
+    for read in unit_reads(tracer.products, unit_factors, count):
+        by_call.setdefault(read.call, []).append(read)
+    found = []
+    for call, reads in by_call.items():
+        turned = _PRODUCTS.get(tracer.called[call].name)
+        if turned is None or len(reads) != 2 or min(dims[call, read.argument] for read in reads) < 2:
+            continue
+        places = tuple(read.dim - dims[call, read.argument] for read in reads)
+        one, other = reads
+        if places == (-1, -2 if turned else -1) and np.array_equal(one.units, other.units):
+            pair = one.argument, other.argument
+            found.append(UnitProduct(call=call, arguments=pair, turned=turned, units=one.units))
+    return tuple(found)
