@@ -80,6 +80,13 @@ class QueriesAndKeys(Compared):
         return query @ key.mT
 
 
+class Bounded(QueriesAndKeys):
+    """Queries that go through an activation, so that no combination of them can take their place."""
+
+    def product(self, query: Tensor, key: Tensor) -> Tensor:
+        return query.tanh() @ key.mT
+
+
 class Heads(Compared):
     """The same in heads of attention, of which two share their keys and values."""
 
@@ -242,7 +249,20 @@ def test_units_that_no_weight_reads_are_refused() -> None:
         assert "weights that read the units of group 'query'" in str(scores.missing["query"])
 
 
-@pytest.mark.parametrize("toy", [QueriesAndKeys, Heads])
+def test_queries_and_keys_are_worth_what_the_best_combinations_miss() -> None:
+    model, graph, data = ready(QueriesAndKeys)
+    scores = secateurs.score(model, graph, "reconstruction", data=data)
+    assert scores.curves is not None
+    with torch.no_grad():
+        x = model.first(torch.cat(data)).relu()  # type: ignore[operator]
+        query, key = (layer(x).double().flatten(0, -2) for layer in (model.query, model.key))  # type: ignore[operator]
+    squares = torch.linalg.svdvals(query @ key.mT).square()[: graph.by_name["query"].size]
+    missed = squares.flip(0).cumsum(0)[:-1] / squares.sum()
+    assert scores.curves["query"][1:].tolist() == pytest.approx(missed.tolist(), rel=1e-3, abs=1e-6)
+    assert bool((scores.curves["query"].diff() >= 0).all())
+
+
+@pytest.mark.parametrize("toy", [Bounded, Heads])
 def test_a_unit_of_queries_and_keys_is_worth_what_their_products_miss_without_it(toy: type[Compared]) -> None:
     model, graph, data = ready(toy)
     assert not consumers.unrankable(model, graph, data[0])
@@ -253,6 +273,8 @@ def test_a_unit_of_queries_and_keys_is_worth_what_their_products_miss_without_it
         query, key = model.query(x).double(), model.key(x).double()  # type: ignore[operator]
     if toy is Heads:
         query, key = query.unflatten(-1, (2, 4)).transpose(1, 2), key[:, None]
+    else:
+        query = query.tanh()
     group = next(group for group in graph.groups if group.name.startswith("query"))
     order, wanted = scores[group.name].argsort(), query @ key.mT
     for gone in range(1, group.size):
@@ -261,7 +283,7 @@ def test_a_unit_of_queries_and_keys_is_worth_what_their_products_miss_without_it
         assert float(scores.curves[group.name][gone]) == pytest.approx(float(error), rel=1e-3)
 
 
-class AttentionInStream(QueriesAndKeys):
+class AttentionInStream(Bounded):
     """Attention whose output is a part of a stream."""
 
     PIXELS = (5, 7)
@@ -282,7 +304,7 @@ def test_an_error_of_attention_counts_as_much_as_attention_does_in_the_stream() 
     assert scores.curves is not None
     with torch.no_grad():
         x = torch.cat(data)
-        query, key = model.query(x).double(), model.key(x).double()  # type: ignore[operator]
+        query, key = model.query(x).double().tanh(), model.key(x).double()  # type: ignore[operator]
         stream = model(x).double()
         wanted = query @ key.mT
         gives = stream - x.double()

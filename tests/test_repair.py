@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import secateurs
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.recovery import pairs, repair
-from secateurs.recovery.layout import lay_out
+from secateurs.recovery.layout import Both, lay_out
 from toy import OwnNorm, conv
 
 
@@ -369,7 +369,7 @@ def test_batches_without_room_join_later_and_find_the_weights_as_they_are_then()
     model, images = ready(Shrinking()), torch.randn(12, 3, 32, 32)
     plan, small = cut(model, images[:2], {"first": [0, 1], "second": [2, 3], "third": [4]})
     first_alone, all_at_once = secateurs.apply(model, plan), secateurs.apply(model, plan)
-    held = lay_out(model, small, plan, images[:3], weights=True).held
+    held = lay_out(Both.of(model, small, images[:3]), plan, weights=True).held
     assert held[0] > 4 * held[-1]
     assert repair(model, small, plan, images.split(3), memory=held[0]).images == 12
     repair(model, first_alone, plan, [images[:3]])
@@ -444,7 +444,7 @@ def test_batches_of_steps_stay_apart() -> None:
 def test_batches_that_go_together_leave_room_for_others() -> None:
     model, images = ready(Shrinking()), torch.randn(200, 3, 32, 32)
     plan, small = cut(model, images[:2], {"first": [0, 1], "second": [2, 3], "third": [4]})
-    held = lay_out(model, small, plan, images[:1], weights=True).held
+    held = lay_out(Both.of(model, small, images[:1]), plan, weights=True).held
     memory = 40 * held[0]
     seen = []
     small.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from secateurs.criteria.elimination import Regression
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
+from secateurs.criteria.processes import largest
 from secateurs.criteria.products import ProductPlace
 from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
@@ -26,6 +27,8 @@ from secateurs.graph.calls import is_numbered
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
 from secateurs.graph.packed import call_tensors
 from secateurs.recovery.chains import Chain
+from secateurs.recovery.factors import factors_in
+from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import chain_of, next_reader
 from secateurs.recovery.readers import Reader, Watching
@@ -64,10 +67,14 @@ class Consumers:
         for call, chain in self._chains.items():
             points.setdefault(chain.point, []).append(call)
 
+        ranks = [place.rank for place in self.products.values() if place.rank is not None]
+
         def see(call: int, reader: Reader, result: Tensor) -> None:
             if call in self._reads.of_calls:
                 most, count = min(max(_ROWS, 2 * reader.columns), ROWS), reader.positions(result.shape)
                 self._place(call, reader).take(reader, sampled(count, self._chance, most))
+            for rank in ranks:
+                rank.see(call, reader, result)
 
         def arrive(call: int, result: Any) -> None:
             for reader in points.get(call, ()):
@@ -88,8 +95,13 @@ class Consumers:
         recorder = Recorder(batch.model, batch.inputs, written_out=True)
         self._reads = reads_of(self._graph, recorder)
         numbers = {plain: number for number, plain in enumerate(recorder.plain)}
+        ranks = {}
+        if self._at_points and self._graph.products:
+            found = factors_in(batch.model, batch.inputs, recorder, agree=self._do_all)
+            ranks = {each.call: LowRank(each, self._device) for each in found}
         self.products = {
-            numbers[each.call]: ProductPlace(each, self._device) for each in self._graph.products
+            numbers[each.call]: ProductPlace(each, self._device, ranks.get(numbers[each.call]))
+            for each in self._graph.products
         }
         if self._at_points:
             for call in self.products:
@@ -97,6 +109,10 @@ class Consumers:
                 if reader is not None and reader in self._reads.of_calls:
                     self._behind[call] = reader
             self._chains = {call: chain_of(recorder, call) for call in self._reads.of_calls}
+
+    def _do_all(self, here: bool) -> bool:
+        """Whether something holds in all processes."""
+        return not largest(int(not here), self._device)
 
     def _place(self, call: int, reader: Reader) -> Place:
         if call not in self.places:

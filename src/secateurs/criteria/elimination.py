@@ -13,6 +13,7 @@ the units that are left; only the order is greedy.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from secateurs.errors import ScoreError
 
 _RIDGE = 1e-6  # added to the covariance, as a share of its mean diagonal, so that it can be inverted
+_HARDLY = 1e-9
 _LAZY = 256  # columns that wait before they are subtracted from the whole inverse at once
 
 
@@ -37,6 +39,8 @@ class Regression:
         units: ``(m,)`` the units that are read here; a grouped convolution gives a problem for each group.
         columns: ``(m, count)`` the columns of each of them. Columns of no unit stay.
         is_fixed: Whether nothing makes up for columns that leave, as in a product of activations.
+        steps: ``(m,)`` what each removal adds to the error, the first one first, if that does not depend on
+            which units leave: where they can be exchanged for combinations. The order is that of a fixed one.
 
     Raises:
         ScoreError: The shapes do not fit together, or the moments are not finite.
@@ -47,6 +51,7 @@ class Regression:
     units: Tensor
     columns: Tensor
     is_fixed: bool = False
+    steps: Tensor | None = None
 
     def __post_init__(self) -> None:
         width = self.weight.shape[-1]
@@ -128,9 +133,7 @@ def eliminate(problems: Sequence[Regression], size: int, *, ridge: float = _RIDG
         unit = int(torch.where(left, costs, torch.inf).argmin())
         left[unit] = False
         order.append(unit)
-        errors.append(max(errors[-1] + float(costs[unit]), 0.0))
-        for solver in solvers:
-            solver.remove(unit)
+        errors.append(max(errors[-1] + sum(solver.remove(unit) for solver in solvers), 0.0))
     return Elimination(order=torch.tensor(order), errors=torch.tensor(errors, dtype=torch.float64))
 
 
@@ -181,22 +184,29 @@ def contributions(problem: Regression) -> Tensor:
 
 
 class _Missed:
-    """What the units of one problem contributed, for which nothing makes up."""
+    """What the units of one problem contributed, for which no single other unit makes up."""
 
     def __init__(self, problem: Regression) -> None:
         self.units, self._products = problem.units, contributions(problem)
+        self._steps = None if problem.steps is None else deque(problem.steps.tolist())
         self._rises = self._products.diagonal().clone()
 
     def costs(self) -> Tensor:
-        """What the removal of each unit would add to the error; 0 for units that are gone."""
-        return self._rises
+        """What the removal of each unit would add to the error; 0 for units that are gone.
 
-    def remove(self, unit: int) -> None:
-        """Count a unit to what is missing."""
+        Where steps say that, the contributions decide only between units that nothing else tells apart.
+        """
+        return self._rises if self._steps is None else self._rises * _HARDLY
+
+    def remove(self, unit: int) -> float:
+        """Count a unit to what is missing; what that adds to the error."""
         found = (self.units == unit).nonzero().flatten()
-        if len(found):
-            self._rises += 2 * self._products[found[0]]
-            self._products[found[0]] = self._products[:, found[0]] = self._rises[found[0]] = 0
+        if not len(found):
+            return 0.0
+        cost = float(self._rises[found[0]]) if self._steps is None else float(self._steps.popleft())
+        self._rises += 2 * self._products[found[0]]
+        self._products[found[0]] = self._products[:, found[0]] = self._rises[found[0]] = 0
+        return cost
 
 
 class _Solver:
@@ -236,11 +246,11 @@ class _Solver:
         costs: Tensor = (products * torch.linalg.inv(self._blocks)).sum((1, 2)) * self._alive
         return costs.clamp(min=0)
 
-    def remove(self, unit: int) -> None:
-        """Set the weights of a unit to zero, and the others to what is best then."""
+    def remove(self, unit: int) -> float:
+        """Set the weights of a unit to zero, and the others to what is best then; what that adds."""
         found = (self.units == unit).nonzero().flatten()
         if not len(found):
-            return
+            return 0.0
         place, (m, count) = int(found[0]), self._weight.shape[:2]
         rows = slice(place * count, (place + 1) * count)
         across = self._inverse[rows].clone()  # (count, columns)
@@ -258,6 +268,7 @@ class _Solver:
         self._blocks[place] = torch.eye(count, dtype=torch.float64)
         if len(self._pending) * count >= _LAZY:
             self._flush()
+        return float(steps.square().sum())
 
     def _flush(self) -> None:
         """Subtract what is pending, and forget the columns of units that are gone."""

@@ -1,9 +1,12 @@
 """Products of activations, such as queries with keys: what their units contribute to the results.
 
-No weights read such units, and nothing is refitted for one that leaves. Each contributes ``q_u k_u`` to every
-result, and the mean products of these contributions follow from those of the factors alone:
+No weights read such units, so that nothing is refitted for one that leaves. Each contributes ``q_u k_u`` to
+every result, and the mean products of these contributions follow from those of the factors alone:
 
     sum_nm (q_nu k_mu) (q_nv k_mv)  =  (Q'Q)_uv (K'K)_uv.
+
+Where both factors come straight from two layers, a repair exchanges units for combinations of them
+(`secateurs.recovery.low_rank`). Then the error is that of the best combinations, whichever units leave.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from torch import Tensor
 from secateurs.criteria.elimination import Regression
 from secateurs.criteria.processes import add_up
 from secateurs.graph.groups import Group, UnitProduct
+from secateurs.recovery.low_rank import LowRank
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -24,6 +28,7 @@ class ProductPlace:
     Args:
         product: Which units it sums over.
         device: Where sums are kept.
+        rank: The best combinations, where a repair takes these.
 
     Example:
         >>> import numpy as np
@@ -35,8 +40,8 @@ class ProductPlace:
         [[9.0, 30.0], [30.0, 100.0]]
     """
 
-    def __init__(self, product: UnitProduct, device: torch.device) -> None:
-        self.product = product
+    def __init__(self, product: UnitProduct, device: torch.device, rank: LowRank | None = None) -> None:
+        self.product, self.rank = product, rank
         count = len(product.units)
         self._count = torch.zeros((), dtype=torch.float64, device=device)
         self._sum = torch.zeros(count, dtype=torch.float64, device=device)
@@ -58,7 +63,7 @@ class ProductPlace:
 
     def combine(self) -> None:
         """Add up what several processes have seen."""
-        for tensor in (self._count, self._sum, self._products):
+        for tensor in (self._count, self._sum, self._products, *(self.rank.sums if self.rank else ())):
             add_up(tensor)
 
     def moments(self) -> Tensor:
@@ -89,5 +94,13 @@ class ProductPlace:
                 units=distinct,
                 columns=places[order].view(len(distinct), -1),
                 is_fixed=True,
+                steps=self._steps(len(distinct), share) if len(places) == len(own) else None,
             )
         ]
+
+    def _steps(self, units: int, share: float) -> Tensor | None:
+        """``(units,)`` what the best combinations miss more for each unit fewer."""
+        if self.rank is None:
+            return None
+        missed = self.rank.missed().cpu()
+        return share * missed[:: (len(missed) - 1) // units].diff()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.packed import first_tensor
 from secateurs.graph.running import Inputs, call_model, modes_kept, plain_kernels
 from secateurs.planning.plan import Plan
+from secateurs.recovery.combining import exchangeable
 from secateurs.recovery.layout import outputs_left
 from secateurs.recovery.points import way_of
 from secateurs.recovery.readers import Reader, place_in
@@ -52,7 +53,7 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
 
     Returns:
         The modules, in the order of the forward pass; none for layers with rescaled rows, nor where other
-        dimensions are cut as well.
+        dimensions are cut as well, nor for queries and keys with fewer dimensions, which a repair exchanges.
 
     Example:
         >>> import secateurs
@@ -72,11 +73,12 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
         attention_written_out(teacher),
     ):
         record = Recorder(teacher.eval(), inputs, watched)
+        combined = _combined(teacher, plan, inputs, tensors)
     ways: dict[str, dict[int, tuple[int, int]]] = {}  # of each weight: calls, how far they are, the channels
     kept: dict[str, Tensor] = {}
     for call, reader in record.readers.items():
         name = record.name_of(reader.weight)
-        common = None if name is None else _kept(reader, name, tensors[name], plan)
+        common = None if name is None or name in combined else _kept(reader, name, tensors[name], plan)
         if name is not None and common is not None:
             kept[name] = common
             for far, (number, channel) in enumerate(way_of(record, call)):
@@ -92,6 +94,15 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
             last = max(told, key=lambda module: told[module][0])  # the innermost of several: it ended first
             found.setdefault(last, Boundary(module=last, channel=told[last][1], kept=kept[name]))
     return _comparable(list(found.values()), teacher, model, inputs)
+
+
+def _combined(
+    teacher: nn.Module, plan: Plan, inputs: Inputs, tensors: Mapping[str, Tensor]
+) -> set[str | None]:
+    """The weights of layers that a repair may let give combinations of what they gave."""
+    record = Recorder(teacher, inputs, written_out=True)
+    found = exchangeable(teacher, plan, inputs, record, tensors)
+    return {record.name_of(record.readers[call].weight) for calls in found.values() for call in calls}
 
 
 def _comparable(

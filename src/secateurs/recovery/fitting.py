@@ -69,13 +69,34 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Aim:
+    """What of the original's values at a point the smaller network is to give.
+
+    Args:
+        kept: ``(C,)``: which of the original's channels it has.
+        factors: ``(C,)``: what the cut multiplied them by.
+        mix: ``(C, C of the original)``: the combinations that it is to give instead, if any.
+    """
+
+    kept: Tensor
+    factors: Tensor
+    mix: Tensor | None = None
+
+    def of(self, values: Tensor) -> Tensor:
+        """The aim for values of the original, ``(n, C of the original)``; ``(n, C)`` in float64."""
+        if self.mix is not None:
+            return values.double() @ self.mix.mT.to(values.device)
+        chosen = values[:, self.kept.to(values.device)].double()
+        return chosen * self.factors.to(chosen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
     """Layers that are fitted together: their results meet in one point.
 
     Args:
         links: The layers; a single one where a convolution has groups or several calls share its weight.
-        kept: ``(C,)``: which of the original's channels at the point the smaller network has.
-        factors: ``(C,)``: what the cut multiplied them by.
+        aim: What is to be given at the point.
         weights: Whether weights are refitted, or constants alone.
         positions: Positions that the first batch has at the point, or at those of all calls.
         others: The later calls that share the weight, each with its own point.
@@ -84,8 +105,7 @@ class Fit:
     """
 
     links: tuple[Link, ...]
-    kept: Tensor
-    factors: Tensor
+    aim: Aim
     weights: bool
     positions: int
     others: tuple[Link, ...] = ()
@@ -145,7 +165,7 @@ class Equations:
     """
 
     def __init__(self, fit: Fit, device: torch.device, batches: int, positions: int) -> None:
-        outputs, rows = len(fit.kept), rows_wanted(fit.columns, batches)
+        outputs, rows = len(fit.aim.kept), rows_wanted(fit.columns, batches)
         self.missing: Moments | Samples
         if fit.weights and are_few(min(positions, rows * batches), fit.columns):
             rows = min(rows, max(MOST_ROWS // batches // (1 + len(fit.others)), 1))
@@ -197,8 +217,7 @@ class Equations:
         """Take in some positions of a batch."""
         links = (self.fit.others[call - 1],) if call else self.fit.links
         channel = links[0].chain.channel
-        aim = values_at(original, channel, places)[:, self.fit.kept.to(original.device)].double()  # (n, C)
-        aim = aim * self.fit.factors.to(aim)
+        aim = self.fit.aim.of(values_at(original, channel, places))
         read = [link.rows(readings[link.chain.call], places) for link in links if link.chain.call in readings]
         rows = torch.cat(read, 2) if read else aim[:, :0]  # (G, n, K)
         given = links[0].given(rows) if smaller is None else values_at(smaller, channel, places).double()
@@ -257,6 +276,22 @@ def write(equations: Equations, solution: Solution) -> None:
 def _write_plainly(link: Link, missing: Tensor) -> None:
     gain = torch.where(link.gain == 0, 1.0, link.gain).view(missing.shape[0], -1, 1)
     _set(link, link.reader.weight.data + link.reader.unfolded(missing / gain.to(missing)))
+
+
+def begin(link: Link, original: Reader, mix: Tensor, inputs: Tensor) -> None:
+    """Give a layer the combinations of the original's weights that it is to give of its outputs.
+
+    Args:
+        link: The layer, alone at its point.
+        original: Its call in the original.
+        mix: ``(C, C of the original)``: the combinations.
+        inputs: Which of the original's inputs the smaller network has.
+    """
+    old = original.matrix()[0].detach().double().unflatten(1, (-1, original.kernel))[:, inputs].flatten(1)
+    new = mix.to(old) @ old
+    _set(link, link.reader.unfolded(new[None].to(link.reader.weight.dtype)))
+    if link.reader.bias is not None and original.bias is not None:
+        link.reader.bias.data.copy_(mix.to(old) @ original.bias.detach().double())
 
 
 def _set(link: Link, weight: Tensor) -> None:

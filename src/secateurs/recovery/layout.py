@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -13,7 +13,7 @@ from secateurs.errors import TrainingError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.running import Inputs
 from secateurs.planning.plan import Plan
-from secateurs.recovery.fitting import Fit, Link
+from secateurs.recovery.fitting import Aim, Fit, Link, begin
 from secateurs.recovery.moments import WIDEST
 from secateurs.recovery.moves import positions_of
 from secateurs.recovery.points import calls_behind, chain_of, feeds, norms_behind
@@ -41,42 +41,81 @@ class Layout:
     norms: tuple[Tensor, ...] = field(repr=False)
 
 
-def lay_out(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Inputs, *, weights: bool) -> Layout:
+@dataclass(frozen=True, slots=True, eq=False)
+class Both:
+    """A pass of the original and one of the smaller network, written down.
+
+    Args:
+        whole: That of the original.
+        small: That of the smaller network.
+        before: Parameters and buffers of the original, by name.
+        after: Those of the smaller network.
+    """
+
+    whole: Recorder
+    small: Recorder
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, smaller: nn.Module, inputs: Inputs) -> Both:
+        """Run both, which are in evaluation mode.
+
+        Args:
+            model: The original.
+            smaller: The network after the cut.
+            inputs: A batch of inputs.
+
+        Raises:
+            TrainingError: The two do not call the same functions, or cannot be called on the inputs.
+        """
+        try:
+            whole, small = (Recorder(each, inputs, written_out=True) for each in (model, smaller))
+        except TypeError as error:
+            raise TrainingError(
+                f"{type(model).__name__} could not be called on a batch: {error}",
+                fix="a batch is inputs or (inputs, targets), so several inputs are ((one, other), None)",
+            ) from error
+        if whole.names != small.names:
+            both = zip((*whole.names, "nothing"), (*small.names, "nothing"), strict=False)
+            place, (one, other) = next(
+                (place, names) for place, names in enumerate(both) if len(set(names)) > 1
+            )
+            raise TrainingError(
+                "the smaller network calls other functions than the original, so their values cannot be "
+                "compared",
+                where=f"call {place} of the forward pass: {one} there, {other} here",
+                fix="repair(model, apply(model, plan), plan, batches), without hooks that compute",
+            )
+        return cls(whole, small, tensors_of(model), tensors_of(smaller))
+
+
+def lay_out(
+    both: Both,
+    plan: Plan,
+    *,
+    weights: bool,
+    mixes: Mapping[int, Tensor] | None = None,
+    spared: Collection[int] = (),
+) -> Layout:
     """Find the layers that read what left, or values that changed, and the points where their outputs matter.
 
     Args:
-        model: The original, in evaluation mode.
-        smaller: The network after the cut, in evaluation mode.
+        both: A pass of both networks.
         plan: The cut.
-        inputs: A batch of inputs.
         weights: Whether weights are refitted, or constants alone.
-
-    Raises:
-        TrainingError: The two networks do not call the same functions, or cannot be called on the inputs.
+        mixes: The calls of layers that are to give combinations of the original's outputs, and these. Their
+            weights change here and now.
+        spared: The calls of layers that stay as they are.
     """
-    try:
-        whole, small = (Recorder(each, inputs, written_out=True) for each in (model, smaller))
-    except TypeError as error:
-        raise TrainingError(
-            f"{type(model).__name__} could not be called on a batch: {error}",
-            fix="a batch is inputs or (inputs, targets), so several inputs are ((one, other), None)",
-        ) from error
-    if whole.names != small.names:
-        both = zip((*whole.names, "nothing"), (*small.names, "nothing"), strict=False)
-        place, (one, other) = next((place, names) for place, names in enumerate(both) if len(set(names)) > 1)
-        raise TrainingError(
-            "the smaller network calls other functions than the original, so their values cannot be compared",
-            where=f"call {place} of the forward pass: {one} there, {other} here",
-            fix="repair(model, apply(model, plan), plan, batches), without hooks that compute",
-        )
     consumers = {axis.parameter for axis in plan.axes if axis.silenced}
     mixed = any(group.mixed_by for group in plan.groups)
     changed = {axis.parameter for axis in plan.axes} if mixed else consumers
     behind = (
-        calls_behind(small, changed) if weights else set()
+        calls_behind(both.small, changed) if weights else set()
     )  # what a constant can mend is behind the cut itself
-    search = _Search(whole, small, tensors_of(model), tensors_of(smaller), plan, behind)
-    found = search.links()
+    search = _Search(both, plan, behind, mixes or {}, spared)
+    found, whole, small = search.links(), both.whole, both.small
     fits: list[Fit] = []
     for links in _together(found, small).values():
         fits += _fits(links, search, weights)
@@ -119,12 +158,11 @@ def _together(links: list[Link], small: Recorder) -> dict[tuple[int, int, int], 
 
 def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
     """One fit; or one for each layer, where the equations of all together would be too wide."""
-    kept, factors = search.rows[links[0].name]
     if weights and len(links) > 1 and sum(link.reader.columns for link in links) > WIDEST:
         return [fit for link in links for fit in _fits([link], search, weights)]
     chain = links[0].chain
     positions = positions_of(search.small.shapes[chain.point], chain.channel)
-    fit = Fit(links=tuple(links), kept=kept, factors=factors, weights=weights, positions=positions)
+    fit = Fit(links=tuple(links), aim=search.aims[links[0].name], weights=weights, positions=positions)
     if weights or fit.can_shift:
         return [fit]
     search.left |= {link.name: "nothing behind it can hold a constant" for link in links}
@@ -133,7 +171,6 @@ def _fits(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
 
 def _shared_fit(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
     """The fit of a weight that several calls share, in terms of the weight itself."""
-    kept, factors = search.rows[links[0].name]
     gains = tuple(link.chain.scale for link in links)
     ones, bias = torch.ones_like(gains[0]), links[0].reader.bias
     is_own = bias is not None and search.small.uses(bias) == len(links)
@@ -147,8 +184,7 @@ def _shared_fit(links: list[Link], search: _Search, weights: bool) -> list[Fit]:
         links=(first,),
         others=tuple(others),
         gains=gains,
-        kept=kept,
-        factors=factors,
+        aim=search.aims[first.name],
         weights=weights,
         positions=sum(positions_of(search.small.shapes[chain.point], chain.channel) for chain in chains),
     )
@@ -163,24 +199,17 @@ class _Search:
 
     def __init__(
         self,
-        whole: Recorder,
-        small: Recorder,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
+        both: Both,
         plan: Plan,
         behind: set[int],
+        mixes: Mapping[int, Tensor],
+        spared: Collection[int],
     ) -> None:
-        self.whole, self.small, self.before, self.after, self.plan, self.behind = (
-            whole,
-            small,
-            before,
-            after,
-            plan,
-            behind,
-        )
+        self.whole, self.small, self.before, self.after = both.whole, both.small, both.before, both.after
+        self.plan, self.behind, self.mixes, self.spared = plan, behind, mixes, spared
         self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
         self.left: dict[str, str] = {}
-        self.rows: dict[str, tuple[Tensor, Tensor]] = {}
+        self.aims: dict[str, Aim] = {}
         self.shared: list[list[Link]] = []
         self._said: dict[int, str | None] = {}
 
@@ -196,7 +225,8 @@ class _Search:
             reading, outputs, _ = place
             produced.add((name, outputs))
             is_cut = bool(self.cuts.get((name, reading)))
-            if is_cut or (call in self.behind and call not in self.small.of_states):
+            is_changed = call in self.behind and call not in self.small.of_states
+            if (is_cut or is_changed or call in self.mixes) and call not in self.spared:
                 reason = self._add(call, reader, name, found, is_cut=is_cut)
                 if reason and is_cut:
                     self.left[name] = reason
@@ -245,10 +275,10 @@ class _Search:
         is_loop = any(feeds(self.small, one, other) for one, other in combinations(calls, 2))
         if is_loop and (self.small.readers[calls[0]].groups > 1 or not is_cut):
             return f"{len(calls)} calls use it, and read what others of them give"
-        rows = dict(self.rows)
+        aims = dict(self.aims)
         for alone in (True,) if is_loop else (False, True):
             links: list[Link] = []
-            self.rows = dict(rows)  # without the names that the first try has given
+            self.aims = dict(aims)  # without the names that the first try has given
             for call in calls:
                 link = self._link(call, name, alone=alone, in_loop=is_loop)
                 if not isinstance(link, Link):
@@ -273,22 +303,27 @@ class _Search:
         kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
         if len(kept) != reader.outputs:
             return "its outputs do not correspond to the original's"
-        chain = chain_of(self.small, call, alone=alone or bool((factors != 1).any()))
+        mix = self.mixes.get(call)
+        is_alone = alone or mix is not None or bool((factors != 1).any())
+        chain = chain_of(self.small, call, alone=is_alone)
         before, after = list(self.whole.shapes[chain.point]), list(self.small.shapes[chain.point])
         if (before.pop(chain.channel), after.pop(chain.channel)) != (
             other.outputs,
             reader.outputs,
         ) or before != after:
             return "its outputs are cut along another dimension too"
-        key = name if name not in self.rows else f"{name} (call {call})"
-        self.rows[key] = (kept, factors)
-        return Link(
+        key = name if name not in self.aims else f"{name} (call {call})"
+        self.aims[key] = Aim(kept=kept, factors=factors, mix=mix)
+        link = Link(
             name=key,
             reader=reader,
             chain=chain,
             inputs=self._inputs_left(name, reading) if in_loop or call in self.small.of_states else None,
             made_of=self.small.made_of(reader.weight),
         )
+        if mix is not None:
+            begin(link, other, mix, self._inputs_left(name, reading))
+        return link
 
     def _inputs_left(self, name: str, dim: int) -> Tensor:
         """Which indices of a dimension of a parameter the plan leaves."""

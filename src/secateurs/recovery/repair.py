@@ -19,8 +19,9 @@ from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
+from secateurs.recovery.combining import can_be_refitted, combinations, exchangeable
 from secateurs.recovery.fitting import Equations, Fit, Solution, write
-from secateurs.recovery.layout import Layout, lay_out
+from secateurs.recovery.layout import Both, Layout, lay_out
 from secateurs.recovery.pairs import Pairs, examples_of
 from secateurs.recovery.surroundings import on_device, summed
 
@@ -36,9 +37,10 @@ class Repaired:
 
     Args:
         name: Its weight, or its running mean where only statistics were taken anew.
-        what: ``"weights"``, ``"constant"`` or ``"statistics"``.
-        before: The share of the variance of the original's values that was missed where its outputs matter;
-            None for statistics.
+        what: ``"weights"``, ``"constant"`` or ``"statistics"``; or ``"combinations"``: weights for other
+            combinations of its outputs than single units.
+        before: The share of the variance of the original's values, or of combinations of them, that was
+            missed where its outputs matter; None for statistics.
         after: The same after the repair.
     """
 
@@ -103,7 +105,8 @@ def repair(
     * ``"reconstruct"``: the layers that read what left, or values that changed with it, are refitted by ridge
       regression with a bias, one after another: from their inputs in the smaller network to the values of the
       original where their outputs matter, behind the residual sum where there is one. Fitted batch norms get
-      the statistics of what they see.
+      the statistics of what they see. Layers whose outputs are multiplied with each other and not read
+      otherwise, such as queries and keys, give the combinations of all outputs that leave the least error.
 
     Args:
         model: The network before the cut; it is not changed.
@@ -154,7 +157,7 @@ def repair(
     inputs = _inputs(batches, device_of(smaller), accelerator)
     with _undisturbed(model, smaller), torch.no_grad():
         job = _Repairing(model, smaller, inputs, seed, memory, accelerator)
-        layout = lay_out(model, smaller, plan, inputs[0], weights=how == "reconstruct")
+        layout = job.layout(plan, how)
         layers = job.statistics(layout) if how == "batch-norm" else job.fit(layout, ridge)
         images = job.of_all(job.examples)
     return Repair(
@@ -182,6 +185,30 @@ class _Repairing:
         self.model, self.smaller, self.inputs = model, smaller, inputs
         self.seed, self.memory, self.accelerator = seed, memory, accelerator
         self.peak = self.examples = 0
+
+    def layout(self, plan: Plan, how: str) -> Layout:
+        """What there is to do; layers that feed products are given the combinations that are best."""
+        first = self.inputs[0]
+        both = Both.of(self.model, self.smaller, first)
+        if how == "batch-norm":
+            return lay_out(both, plan, weights=False)
+        found = exchangeable(
+            self.model, plan, first, both.whole, both.before, agree=lambda here: not self.of_all(not here)
+        )
+        if how == "compensate":  # a repair before this one may have given them other combinations
+            return lay_out(
+                both, plan, weights=False, spared={call for calls in found.values() for call in calls}
+            )
+        found = {each: outputs for each, outputs in found.items() if can_be_refitted(both, outputs)}
+        mixes = combinations(self.model, found, self.inputs, self._added_up)
+        return lay_out(both, plan, weights=True, mixes=mixes)
+
+    def _added_up(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.accelerator is None:
+            return tensor
+        added: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
+        return added
 
     def statistics(self, layout: Layout) -> list[Repaired]:
         """Batch-norm re-estimation."""
@@ -227,6 +254,7 @@ class _Repairing:
 
 def _told(name: str, fit: Fit, solution: Solution) -> Repaired:
     what = "weights" if fit.weights else "constant"
+    what = what if fit.aim.mix is None else "combinations"
     return Repaired(name=name, what=what, before=solution.before, after=solution.after)
 
 

@@ -1,0 +1,106 @@
+"""Fewer dimensions of queries and keys that give nearly the same products.
+
+Of a head's queries ``Q``, ``(n, d)``, and keys ``K``, ``(m, d)``, let ``(Q A)(K B)'`` with ``A`` and ``B`` of
+``(d, r)`` be as near to ``Q K'`` as ``r`` dimensions allow. With the mean products ``C = Q'Q = L L'`` and
+``D = K'K = N N'`` over all data the error is that of ``L' A B' N`` against ``L' N``, of which the best is
+known (Eckart and Young): with ``L' N = U S V'``, and the first ``r`` columns of each,
+
+    A = inv(L') U S^(1/2) = N V S^(-1/2),    B = inv(N') V S^(1/2) = L U S^(-1/2),
+
+and what is missed is the sum of the other S^2.
+
+Where a softmax takes the products, what all keys have in common does not matter, so keys are centred. Which
+units a plan removes is then no matter, only how many. CORP (arXiv 2602.05243) lets the dimensions that stay
+make up for the others by ridge regression; these combinations of all are at least as good.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateurs.recovery.factors import Factors
+from secateurs.recovery.readers import Reader
+
+_NOTHING = 1e-9  # a share of the largest value that is none
+_TINY = 1e-30
+
+
+class LowRank:
+    """Sums over all data of what a call multiplies, and the best combinations.
+
+    Args:
+        factors: Which outputs of which layers are multiplied.
+        device: Where sums are kept.
+
+    Example:
+        >>> from secateurs.recovery.factors import Factor
+        >>> one = Factor(0, torch.tensor([[0, 1]]))
+        >>> pair = Factors(call=2, first=one, second=Factor(1, torch.tensor([[0, 1]])),
+        ...                heads=torch.tensor([[0, 0]]), is_softened=False)
+        >>> rank = LowRank(pair, torch.device("cpu"))
+        >>> rank.take(0, torch.eye(2)), rank.take(1, torch.tensor([[3.0, 3.0], [1.0, 1.0]]))
+        (None, None)
+        >>> rank.missed().round(decimals=6).tolist()  # all keys have one direction: one dimension will do
+        [0.0, 0.0, 1.0]
+        >>> a, b = rank.combinations(1)
+        >>> (a[0] @ b[0].T @ torch.tensor([[3.0], [3.0]]).double()).round(decimals=3).tolist()
+        [[3.0], [3.0]]
+    """
+
+    def __init__(self, factors: Factors, device: torch.device) -> None:
+        self.factors = factors
+        parts, depth = int(factors.parts.max()) + 1, factors.depth
+        self._products = torch.zeros(2, parts, depth, depth, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2, parts, depth, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(2, parts, dtype=torch.float64, device=device)
+
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """What is to be added up over processes."""
+        return self._products, self._sums, self._counts
+
+    def see(self, call: int, reader: Reader, result: Tensor) -> None:
+        """Take in what a layer gives, if it is one of both."""
+        if call in (self.factors.first.call, self.factors.second.call):
+            self.take(call, result.detach().movedim(reader.channel, -1).flatten(0, -2))
+
+    def take(self, call: int, values: Tensor) -> None:
+        """Take in outputs of one of the layers.
+
+        Args:
+            call: Number of its call.
+            values: ``(n, outputs)``.
+        """
+        for side, (factor, parts) in enumerate(self.factors.sides()):
+            if factor.call == call:
+                channels, where = factor.channels.to(values.device), parts.to(self._counts.device)
+                heads = values[:, channels].movedim(1, 0).to(self._products)  # (heads, n, d)
+                self._products[side].index_add_(0, where, heads.mT @ heads)
+                self._sums[side].index_add_(0, where, heads.sum(1))
+                self._counts[side].index_add_(0, where, torch.full_like(where, len(values)).to(self._counts))
+
+    def missed(self) -> Tensor:
+        """``(d + 1,)``: the share of the products' mean square that is missed after 0, 1, ... have left."""
+        pairs = torch.bincount(self.factors.parts).to(self._products)
+        squares = (pairs[:, None] * self._roots()[2].square()).sum(0)  # (d,), falling
+        missed = squares.flip(0).cumsum(0) / squares.sum().clamp(min=_TINY)
+        return torch.cat([torch.zeros_like(missed[:1]), missed])
+
+    def combinations(self, rank: int) -> tuple[Tensor, Tensor]:
+        """``A`` and ``B``, ``(parts, d, rank)`` each."""
+        first, second, values = self._roots()
+        kept = values[:, None, :rank]
+        scales = torch.where(kept > _NOTHING * values[:, None, :1], kept, torch.inf).rsqrt()
+        return first[:, :, :rank] * scales, second[:, :, :rank] * scales
+
+    def _roots(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``N V``, ``L U`` and ``S``."""
+        counts = self._counts.clamp(min=1)
+        products, means = self._products / counts[..., None, None], self._sums / counts[..., None]
+        if self.factors.is_softened:
+            products[1] -= means[1, :, :, None] * means[1, :, None, :]
+        squares, turns = torch.linalg.eigh(products)
+        left, right = turns * squares.clamp(min=0).sqrt()[..., None, :]
+        u, values, v = torch.linalg.svd(left.mT @ right)
+        return right @ v.mT, left @ u, values

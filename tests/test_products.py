@@ -1,0 +1,182 @@
+"""Queries and keys with fewer dimensions: which may be exchanged for combinations, and what that leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs
+from secateurs.recovery import repair
+from secateurs.recovery.factors import factors_in
+from secateurs.recovery.features import boundaries
+from secateurs.recovery.low_rank import LowRank
+from secateurs.recovery.recording import Recorder
+from test_rescaling import MODELS, QueriesReadToo, Shared, TwoScales, X, head_dims, made
+
+OTHERS = {"read too": QueriesReadToo, "shared": Shared, "two scales": TwoScales}
+FREE = {"fused", "separate", "one head", "grouped queries", "joined bias"}
+DATA = torch.randn(64, 6, 8, generator=torch.Generator().manual_seed(3))
+
+
+class Packed(nn.Module):
+    """Torch's own attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.k = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out: Tensor = x + self.attention(x, x, x, need_weights=False)[0]
+        return out
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    return OTHERS[name]().eval() if name in OTHERS else made(name)
+
+
+def keys_of(model: nn.Module, name: str) -> Tensor:
+    """The weight that makes the keys; ``(heads, 4, 8)``, a view."""
+    if name == "fused":
+        return model.qkv.weight.data[12:24].view(3, 4, 8)  # type: ignore[union-attr]
+    if name == "grouped queries":
+        return model.kv.weight.data[:12].view(3, 4, 8)  # type: ignore[union-attr]
+    return model.k.weight.data.view(-1, 12 if name == "one head" else 4, 8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
+def test_what_may_be_exchanged_is_found(name: str) -> None:
+    model = network(name)
+    with torch.no_grad():
+        found = factors_in(model, X, Recorder(model, X, written_out=True))
+    assert len(found) == (name in FREE)
+    assert all(each.is_softened for each in found)
+
+
+def test_heads_that_share_keys_are_one_part() -> None:
+    model = made("grouped queries")
+    with torch.no_grad():
+        (found,) = factors_in(model, X, Recorder(model, X, written_out=True))
+    assert found.first.channels.tolist() == torch.arange(48).view(12, 4).tolist()
+    assert found.second.channels.tolist() == torch.arange(12).view(3, 4).tolist()
+    assert found.heads.tolist() == [[head, head // 4] for head in range(12)]
+    assert found.parts.tolist() == [head // 4 for head in range(12)]
+
+
+@pytest.mark.parametrize("name", sorted(FREE - {"joined bias"}))
+def test_dimensions_that_keys_do_not_need_leave_without_a_trace(name: str) -> None:
+    model, chance = network(name), torch.Generator().manual_seed(5)
+    keys, layers = keys_of(model, name), 1 if name == "fused" else 2
+    for head in keys:  # two directions of four
+        head.copy_(torch.randn(len(head), 2, generator=chance) @ torch.randn(2, 8, generator=chance) / 2)
+    both = {"fused": ("qkv", 24), "grouped queries": ("kv", 12)}.get(name)
+    if both is not None:  # values lose the same dimensions: there is nothing in them
+        layer = model.get_submodule(both[0])
+        for parameter in layer.parameters():
+            parameter.data[both[1] :].unflatten(0, (3, 4))[:, [0, 3]] = 0
+    graph = secateurs.trace(model, X)
+    group = head_dims(graph)[0]
+    plan = secateurs.Plan.of(graph, {group: [0, graph.by_name[group].size - 1]})
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        wanted, cut = model(DATA), small(DATA)
+        assert not torch.allclose(cut, wanted, atol=1e-2)
+        done = repair(model, small, plan, DATA.split(16), ridge=1e-9)
+        torch.testing.assert_close(small(DATA), wanted, rtol=1e-3, atol=1e-4)
+    assert [each.what for each in done.layers if "out" not in each.name] == ["combinations"] * layers
+
+
+def test_torchs_own_attention_gives_combinations() -> None:
+    torch.manual_seed(1)
+    model = Packed().eval()
+    keys, values = model.attention.in_proj_weight.data[8:].view(2, 2, 4, 8)
+    keys.copy_(torch.randn(2, 4, 2) @ torch.randn(2, 2, 8))
+    values[:, [1, 2]] = 0
+    graph = secateurs.trace(model, X)
+    group = next(group for group in graph.groups if group.kind == "head_dim")
+    plan = secateurs.Plan.of(graph, {group.name: [1, 2]})
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        repair(model, small, plan, DATA.split(16), ridge=1e-9)
+        torch.testing.assert_close(small(DATA), model(DATA), rtol=1e-3, atol=1e-4)
+
+
+def test_no_combinations_miss_less() -> None:
+    torch.manual_seed(2)
+    model = made("one head")
+    with torch.no_grad():
+        (found,) = factors_in(model, X, Recorder(model, X, written_out=True))
+        query, key = (layer(DATA).double().flatten(0, 1) for layer in (model.q, model.k))  # type: ignore[operator]
+    rank = LowRank(found, torch.device("cpu"))
+    rank.take(found.first.call, query[:200]), rank.take(found.first.call, query[200:])
+    rank.take(found.second.call, key)
+    key = key - key.mean(0)
+    squares = torch.linalg.svdvals(query @ key.mT).square()[:12]
+    for left in (1, 3, 6):  # of eight, as there are eight inputs
+        one, other = rank.combinations(left)
+        missed = (query @ key.mT - (query @ one[0]) @ (key @ other[0]).mT).square().sum()
+        assert float(missed / squares[left:].sum()) == pytest.approx(1, rel=1e-3)
+        assert float(rank.missed()[12 - left]) == pytest.approx(float(missed / squares.sum()), rel=1e-3)
+
+
+def test_keys_that_are_all_zero_are_no_matter() -> None:
+    model = made("separate")
+    model.k.weight.data.zero_()  # type: ignore[union-attr]
+    graph = secateurs.trace(model, X)
+    plan = secateurs.Plan.of(graph, {head_dims(graph)[0]: [1]})
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        repair(model, small, plan, DATA.split(16))
+        torch.testing.assert_close(small(DATA), model(DATA))
+
+
+@pytest.mark.parametrize("name", ["rotary", "keys", "called twice", "joined bias", "batch norm"])
+def test_a_repair_leaves_units_where_they_cannot_be_exchanged(name: str) -> None:
+    model = network(name)
+    graph = secateurs.trace(model, X)
+    group = head_dims(graph)[0]
+    plan = secateurs.Plan.of(graph, {group: [0]})
+    small = secateurs.apply(model, plan)
+    done = repair(model, small, plan, DATA.split(16))
+    assert "combinations" not in {each.what for each in done.layers}
+
+
+def test_constants_and_distillation_pass_over_what_may_give_combinations() -> None:
+    model = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), made("separate")).eval()
+    graph = secateurs.trace(model, X)
+    plan = secateurs.Plan.of(graph, {"0": [1, 2], head_dims(graph)[0]: [1]})
+    small = secateurs.apply(model, plan)
+    done = repair(model, small, plan, DATA.split(16))
+    names = {each.name: each.what for each in done.layers}
+    assert names["3.q.weight"] == names["3.k.weight"] == "combinations"
+    queries = small.get_submodule("3.q").weight.clone()
+    done = repair(model, small, plan, DATA.split(16), how="compensate")
+    assert "3.q.weight" not in {each.name for each in done.layers}
+    assert torch.equal(small.get_submodule("3.q").weight, queries)
+
+
+class Narrow(nn.Module):
+    """A stream that is cut too, so that queries and keys read what left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attention, self.head = nn.Linear(8, 8), made("separate"), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.attention(self.stem(x).relu()))
+        return out
+
+
+def test_distillation_compares_no_combinations() -> None:
+    torch.manual_seed(0)
+    model = Narrow().eval()
+    graph = secateurs.trace(model, X)
+    stem, dims = "stem", head_dims(graph)[0]
+    for removed, named in (({stem: [1]}, True), ({stem: [1], dims: [1]}, False)):
+        plan = secateurs.Plan.of(graph, removed)
+        places = {each.module for each in boundaries(model, secateurs.apply(model, plan), plan, X)}
+        assert ("attention.q" in places, "attention.k" in places) == (named, named)
+        assert "attention.v" in places
