@@ -219,7 +219,7 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
     "raw parameters": (FunctionalWeights, IMAGE, {"kernel": [2, 4]}),
     "transposed view": (TransposedProduct, ROWS, {"first": [2, 4, 5]}),
     "einsum": (Letters, torch.Size((30, 7, 5)), {"first": [2, 4, 5], "one": [1, 8]}),
-    "attention": (Attention, torch.Size((12, 7, 16)), {"attention.head": [1]}),
+    "attention": (Attention, torch.Size((24, 7, 16)), {"attention.head": [1]}),
     "inside a block": (ResidualBlock, IMAGE, {"conv1": [0, 4, 5, 9]}),
     "a stream": (ResidualBlock, IMAGE, {"stem": [0, 4, 5]}),
     "channels last": (ChannelsLast, IMAGE, {"up": [0, 3, 7]}),
@@ -240,11 +240,11 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
 
 
 def prepared(name: str) -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
-    make, shape, removed = READERS[name]
+    make, shape, removed = READERS["attention" if name == "dimensions of heads" else name]
     model, inputs = ready(make()), torch.randn(shape)
-    if name == "attention":
-        graph = secateurs.trace(model, inputs)
-        removed = {next(group.name for group in graph.groups if group.kind == "head"): [1]}
+    if make is Attention:
+        graph, kind = secateurs.trace(model, inputs), "head" if name == "attention" else "head_dim"
+        removed = {next(group.name for group in graph.groups if group.kind == kind): [1]}
     plan, small = cut(model, inputs, removed)
     return model, small, plan, inputs
 
@@ -839,6 +839,7 @@ def wide() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
         ("reconstruct", "in place"),
         ("reconstruct", "wide"),
         ("reconstruct", "several calls"),
+        ("reconstruct", "dimensions of heads"),
     ],
 )
 def test_two_processes_end_as_one(tmp_path: Path, how: str, case: str) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,10 @@ _PRODUCTS = {  # the places of the factors, and whether the second has what is s
     "baddbmm": (1, 2, True),
     "scaled_dot_product_attention": (0, 1, False),
 }
-_TO_SOFTMAX = frozenset(
-    (
-        *("mul", "mul_", "__mul__", "__rmul__", "div", "div_", "__truediv__", "add", "add_", "__add__"),
-        *("__radd__", "__iadd__", "sub", "__sub__", "masked_fill", "masked_fill_", "where", "to", "float"),
-        *("dropout", "contiguous"),
-    )
-)
 _WIDE = (torch.float32, torch.float64)  # in which the numbers of all outputs are told apart
 _NEAR = 0.05  # by which a number that was moved and scaled may miss a whole one
 _EVEN = 1e-4  # by which what should be one number for all may differ, as a share of it
-_SAME = 1e-3  # by which outputs may differ, as a share of the largest
+_SAME = 1e-4  # by which outputs may differ, as a share of the largest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,14 +60,15 @@ class Factors:
         first: Where the first factor comes from.
         second: Where the second comes from.
         heads: ``(pairs, 2)``: which head of the first meets which of the second.
-        is_softened: Whether a softmax takes the results, which leaves out what a row has in common.
+        is_softened: Whether what all rows of the second have in common is of no matter, as where a softmax
+            takes the results.
     """
 
     call: int
     first: Factor
     second: Factor
     heads: Tensor
-    is_softened: bool
+    is_softened: bool = False
 
     @property
     def depth(self) -> int:
@@ -100,7 +95,7 @@ def factors_in(
 
     Both factors come of a layer whose weight is used once, by moves and one scale for all; a head of one side
     meets several of the other, or the reverse, not both; and nothing else reads what the layers give there.
-    Three passes, and one for each product where they are not all of this kind.
+    Five passes, and two for each product where they are not all of this kind.
 
     Args:
         model: The model, in evaluation mode.
@@ -129,10 +124,13 @@ def factors_in(
         if reader.groups == 1 and record.uses(reader.weight) == 1 and reader.weight.dtype in _WIDE
     }
     with torch.no_grad():
-        found = _on_their_own(_located(model, inputs, usable, record))
-        if not found or agree(_are_free(model, inputs, record, found)):
-            return tuple(found)
-        return tuple(each for each in found if agree(_are_free(model, inputs, record, [each])))
+        found = _on_their_own(_Search(usable).run(model, inputs))
+        if not found:
+            return ()
+        test = _Test(model, inputs, record, agree)
+        free = test.passed(found, _other_combinations)
+        softened = test.passed(free, _shifted_seconds)
+        return tuple(replace(each, is_softened=each in softened) for each in free)
 
 
 def operands_of(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -146,7 +144,7 @@ def operands_of(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] |
     if places is None or len(tensors) <= places[1]:
         return None
     first, second = tensors[places[0]], tensors[places[1]]
-    if min(first.dim(), second.dim()) < 3:
+    if min(first.dim(), second.dim()) < 3 or not first.numel() or not second.numel():
         return None
     second = second.mT if places[2] else second
     if first.dim() > 3 and second.dim() > 3 and first.shape[-3] != second.shape[-3] > 1:
@@ -176,85 +174,79 @@ class _Exchanging(Watching):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def _located(
-    model: nn.Module, inputs: Inputs, usable: Mapping[int, Reader], record: Recorder
-) -> list[Factors]:
-    """The products both of whose factors are outputs of these layers, moved and scaled."""
-    starts, total = {}, 0
-    for call, reader in usable.items():
-        starts[call], total = total, total + reader.outputs
-    calls = torch.tensor(list(usable))
-    first_numbers = torch.tensor(list(starts.values()))
-    scales: dict[tuple[int, int], float] = {}
-    found: list[Factors] = []
+class _Search:
+    """Finds the products both of whose factors are outputs of some layers, moved and scaled.
 
-    def ones(call: int, reader: Reader, result: Tensor) -> Tensor | None:
-        return torch.ones_like(result) if call in usable else None
+    In a first pass the layers give ones, which shows the scales; in a second each output its own number.
 
-    def numbers(call: int, reader: Reader, result: Tensor) -> Tensor | None:
-        if call not in usable:
+    Args:
+        usable: The layers' calls.
+    """
+
+    def __init__(self, usable: Mapping[int, Reader]) -> None:
+        self.found: list[Factors] = []
+        self._scales: dict[tuple[int, int], float] = {}
+        self._starts: dict[int, int] = {}
+        self._count = 1  # so that no output is a zero
+        for call, reader in usable.items():
+            self._starts[call] = self._count
+            self._count += reader.outputs
+
+    def run(self, model: nn.Module, inputs: Inputs) -> list[Factors]:
+        """Both passes; a model that cannot be run with such values has no products that are found."""
+        try:
+            for exchange, meet in ((self._ones, self._see_scales), (self._numbers, self._see_numbers)):
+                with _Exchanging(exchange, meet), RecurrenceWrittenOut():
+                    call_model(model, inputs)
+        except Exception:  # it looks up what a layer gave as an index, or checks it
+            return []
+        return self.found
+
+    def _ones(self, call: int, reader: Reader, result: Tensor) -> Tensor | None:
+        return torch.ones_like(result) if call in self._starts else None
+
+    def _numbers(self, call: int, reader: Reader, result: Tensor) -> Tensor | None:
+        if call not in self._starts:
             return None
-        each = torch.arange(starts[call] + 1, starts[call] + 1 + reader.outputs).to(result)
-        return each.view(-1, *[1] * (-1 - reader.channel)).expand_as(result)
+        numbers = (self._starts[call] + torch.arange(reader.outputs)).to(result)
+        along = numbers.view(-1, *[1] * (-1 - reader.channel))
+        return along.expand_as(result).clone()  # the model may change it in place
 
-    def scaled(call: int, *factors: Tensor) -> None:
+    def _see_scales(self, call: int, *factors: Tensor) -> None:
         for side, factor in enumerate(factors):
             one = float(factor.flatten()[0])
             if one and bool(((factor - one).abs() <= _EVEN * abs(one)).all()):
-                scales[call, side] = one
+                self._scales[call, side] = one
 
-    def met(call: int, *factors: Tensor) -> None:
-        if (call, 0) not in scales or (call, 1) not in scales:
+    def _see_numbers(self, call: int, *factors: Tensor) -> None:
+        sides = [
+            self._heads_of(factor, self._scales.get((call, side))) for side, factor in enumerate(factors)
+        ]
+        first, second = sides
+        if first is None or second is None:
             return
-        sides, entries = [], []
-        for side, factor in enumerate(factors):
-            seen = factor.double() / scales[call, side]  # (..., n, d)
-            whole = seen.round()
-            is_even = bool((whole == whole[..., :1, :]).all())
-            if not is_even or float((seen - whole).abs().max()) > _NEAR or not _within(whole, total):
-                return
-            rows = whole[..., 0, :].long().cpu() - 1  # (..., d)
-            heads, entry = rows.flatten(0, -2).unique(dim=0, return_inverse=True)
-            layer = torch.searchsorted(first_numbers, heads, right=True) - 1
-            if bool((layer != layer[0, 0]).any()):
-                return
-            sides.append(Factor(int(calls[layer[0, 0]]), heads - first_numbers[layer[0, 0]]))
-            entries.append(entry)
-        pairs = torch.stack(entries, 1).unique(dim=0)
-        if len(pairs) not in (len(sides[0].channels), len(sides[1].channels)):
-            return
-        found.append(
-            Factors(
-                call=call,
-                first=sides[0],
-                second=sides[1],
-                heads=pairs,
-                is_softened=_is_softened(record, call),
-            )
+        pairs = torch.stack([first[1], second[1]], 1).unique(dim=0)
+        if len(pairs) in (len(first[0].channels), len(second[0].channels)):
+            self.found.append(Factors(call=call, first=first[0], second=second[0], heads=pairs))
+
+    def _heads_of(self, factor: Tensor, scale: float | None) -> tuple[Factor, Tensor] | None:
+        """Where a factor comes from, and the head of each of its matrices; None if from no single layer."""
+        if scale is None:
+            return None
+        seen = factor.double() / scale  # (..., n, d)
+        numbers = seen.round()
+        is_moved = bool(((seen - numbers).abs() <= _NEAR).all()) and bool(
+            (numbers == numbers[..., :1, :]).all()
         )
-
-    for exchange, meet in ((ones, scaled), (numbers, met)):
-        with _Exchanging(exchange, meet), RecurrenceWrittenOut():
-            call_model(model, inputs)
-    return found
-
-
-def _within(numbers: Tensor, total: int) -> bool:
-    return bool((numbers >= 1).all()) and bool((numbers <= total).all())
-
-
-def _is_softened(record: Recorder, call: int) -> bool:
-    """Whether a softmax takes the results; they may be scaled, masked, and have something added."""
-    while record.names[call] != "scaled_dot_product_attention":
-        readers = record.read_by.get(call, [])
-        if len(readers) != 1 or readers[0] < 0:
-            return False
-        (call,) = readers
-        if record.names[call] == "softmax":
-            return True
-        if record.names[call] not in _TO_SOFTMAX:
-            return False
-    return True
+        if not is_moved or not 1 <= float(numbers.min()) <= float(numbers.max()) < self._count:
+            return None
+        rows = numbers[..., 0, :].long().cpu().flatten(0, -2)
+        heads, of_entries = rows.unique(dim=0, return_inverse=True)
+        calls, starts = (torch.tensor([*each]) for each in (self._starts.keys(), self._starts.values()))
+        layer = torch.searchsorted(starts, heads, right=True) - 1
+        if bool((layer != layer[0, 0]).any()):
+            return None
+        return Factor(int(calls[layer[0, 0]]), heads - starts[layer[0, 0]]), of_entries
 
 
 def _on_their_own(found: Sequence[Factors]) -> list[Factors]:
@@ -274,32 +266,69 @@ def _on_their_own(found: Sequence[Factors]) -> list[Factors]:
     ]
 
 
-def _are_free(model: nn.Module, inputs: Inputs, record: Recorder, found: Sequence[Factors]) -> bool:
-    """Whether the outputs stay as they are where other combinations are multiplied that give the same."""
+_Exchange: TypeAlias = Callable[[Tensor], Tensor]  # of a layer's outputs, ``(..., C)``
+
+
+class _Test:
+    """Whether outputs stay as they are where layers give something else for some products."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, record: Recorder, agree: Callable[[bool], bool]
+    ) -> None:
+        self._model, self._inputs, self._record, self._agree = model, inputs, record, agree
+        self._wanted = tensors_in(call_model(model, inputs))
+
+    def passed(
+        self, found: list[Factors], exchanges: Callable[[Factors, Recorder], dict[int, _Exchange]]
+    ) -> list[Factors]:
+        """The products for which they do; they are tried together first."""
+
+        def does(some: list[Factors]) -> bool:
+            return self._agree(self._is_the_same([exchanges(each, self._record) for each in some]))
+
+        return found if not found or does(found) else [each for each in found if does([each])]
+
+    def _is_the_same(self, exchanges: Sequence[Mapping[int, _Exchange]]) -> bool:
+        def exchange(call: int, reader: Reader, result: Tensor) -> Tensor | None:
+            own = [each[call] for each in exchanges if call in each]
+            values = result.movedim(reader.channel, -1).double()
+            for each in own:
+                values = each(values)
+            return values.to(result.dtype).movedim(-1, reader.channel) if own else None
+
+        with _Exchanging(exchange), RecurrenceWrittenOut():
+            given = tensors_in(call_model(self._model, self._inputs))
+        return len(given) == len(self._wanted) and all(
+            one.shape == other.shape and bool((one - other).abs().max() <= _SAME * other.abs().max())
+            for one, other in zip(given, self._wanted, strict=True)
+            if other.is_floating_point() and other.numel()
+        )
+
+
+def _other_combinations(found: Factors, record: Recorder) -> dict[int, _Exchange]:
+    """Both layers give other factors of the same products."""
     mixes: dict[int, Tensor] = {}
-    for each in found:
-        turns = _any_turns(int(each.parts.max()) + 1, each.depth)
-        for (factor, part), turn in zip(each.sides(), (turns, torch.linalg.inv(turns).mT), strict=True):
-            count = record.readers[factor.call].outputs
-            mix = mixes.setdefault(factor.call, torch.eye(count, dtype=turn.dtype))
-            for channels, number in zip(factor.channels, part, strict=True):
-                mix[channels[:, None], channels] = turn[number]
+    turns = _any_turns(int(found.parts.max()) + 1, found.depth)
+    for (factor, part), turn in zip(found.sides(), (turns, torch.linalg.inv(turns).mT), strict=True):
+        count = record.readers[factor.call].outputs
+        mix = mixes.setdefault(factor.call, torch.eye(count, dtype=turn.dtype))
+        for channels, number in zip(factor.channels, part, strict=True):
+            mix[channels[:, None], channels] = turn[number]
+    return {call: partial(_mixed, mix) for call, mix in mixes.items()}
 
-    def exchange(call: int, reader: Reader, result: Tensor) -> Tensor | None:
-        if call not in mixes:
-            return None
-        values = result.movedim(reader.channel, -1).double()
-        given: Tensor = values @ mixes[call].to(values)
-        return given.to(result.dtype).movedim(-1, reader.channel)
 
-    plain = tensors_in(call_model(model, inputs))
-    with _Exchanging(exchange), RecurrenceWrittenOut():
-        other = tensors_in(call_model(model, inputs))
-    return len(plain) == len(other) and all(
-        one.shape == two.shape and bool((one - two).abs().max() <= _SAME * one.abs().max())
-        for one, two in zip(plain, other, strict=True)
-        if one.is_floating_point() and one.numel()
+def _mixed(mix: Tensor, values: Tensor) -> Tensor:
+    given: Tensor = values @ mix.to(values)
+    return given
+
+
+def _shifted_seconds(found: Factors, record: Recorder) -> dict[int, _Exchange]:
+    """Something is added to all rows of the second factor."""
+    shift = torch.zeros(record.readers[found.second.call].outputs, dtype=torch.float64)
+    shift[found.second.channels] = (
+        torch.linspace(-1, 1, found.second.channels.numel()).double().view_as(found.second.channels)
     )
+    return {found.second.call: lambda values: values + shift.to(values) * values.std()}
 
 
 def _any_turns(count: int, depth: int) -> Tensor:

@@ -103,4 +103,7 @@ class LowRank:
         squares, turns = torch.linalg.eigh(products)
         left, right = turns * squares.clamp(min=0).sqrt()[..., None, :]
         u, values, v = torch.linalg.svd(left.mT @ right)
-        return right @ v.mT, left @ u, values
+        first, second = right @ v.mT, left @ u
+        largest = first.gather(1, first.abs().argmax(1, keepdim=True))
+        signs = torch.where(largest < 0, -1.0, 1.0)  # rounding shall not decide
+        return first * signs, second * signs, values
