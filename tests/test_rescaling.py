@@ -378,12 +378,19 @@ def test_rounding_of_narrow_weights_is_no_fault(name: str) -> None:
     assert report.ok and report.max_error < 1e-12
 
 
+class Bounded(Separate):
+    """Keys go through an activation, so that a repair keeps the units of queries and keys."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().attend(q, k.tanh(), v)
+
+
 class Embedded(nn.Module):
     """Attention behind a layer that can be cut, whose readers may be refitted."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: type[Separate]) -> None:
         super().__init__()
-        self.embed, self.attention = nn.Linear(3, 8), Separate()
+        self.embed, self.attention = nn.Linear(3, 8), attention()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(self.embed(x))
@@ -391,7 +398,7 @@ class Embedded(nn.Module):
 
 def test_refitted_projections_stay_rescaled() -> None:
     torch.manual_seed(1)
-    model, data = Embedded().eval(), torch.randn(40, 6, 3)
+    model, data = Embedded(Bounded).eval(), torch.randn(40, 6, 3)
     graph = secateurs.trace(model, data)
     plan = Plan.of(
         graph, {"embed": [0, 2, 4], head_dims(graph)[0]: [1]}
@@ -404,6 +411,26 @@ def test_refitted_projections_stay_rescaled() -> None:
         torch.testing.assert_close(given, wanted, rtol=1e-3, atol=1e-4)
     gone = model(data) - narrow(data)  # the output projection makes up for a part of it
     assert (model(data) - small(data)).square().mean() < 0.9 * gone.square().mean()
+
+
+@torch.no_grad()
+def test_combinations_are_rescaled_too() -> None:
+    torch.manual_seed(1)
+    model, data = Embedded(Separate).eval(), torch.randn(40, 6, 3)
+    graph = secateurs.trace(model, data)
+    plan = Plan.of(graph, {"embed": [0, 2, 4], head_dims(graph)[0]: [1]})
+    narrow = secateurs.apply(model, Plan.of(graph, {head_dims(graph)[0]: [1]}))
+    small = secateurs.apply(model, plan)
+    repair(model, small, plan, [data], ridge=1e-9)
+
+    def logits(net: nn.Module) -> Tensor:
+        q, k, _ = net.attention.split(net.embed(data))  # type: ignore[union-attr, operator]
+        found: Tensor = q @ k.mT / sqrt(q.shape[-1])
+        return found - found.mean(-1, keepdim=True)
+
+    wanted = logits(model)
+    missed, cut = ((logits(net) - wanted).square().mean() / wanted.var() for net in (small, narrow))
+    assert missed < 0.02 < 0.05 < cut
 
 
 class SquaredWeight(nn.Module):
