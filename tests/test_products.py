@@ -16,6 +16,7 @@ from test_rescaling import MODELS, QueriesReadToo, Shared, TwoScales, X, head_di
 
 OTHERS = {"read too": QueriesReadToo, "shared": Shared, "two scales": TwoScales}
 FREE = {"fused", "separate", "one head", "grouped queries", "joined bias"}
+VALUES_READ_TOO = {"called twice", "read too"}
 DATA = torch.randn(64, 6, 8, generator=torch.Generator().manual_seed(3))
 
 
@@ -52,14 +53,17 @@ def test_what_may_be_exchanged_is_found(name: str) -> None:
     model = network(name)
     with torch.no_grad():
         found = factors_in(model, X, Recorder(model, X, written_out=True))
-    assert len(found) == (name in FREE)
-    assert all(each.is_softened for each in found)
+    products = [each for each in found if not each.is_read]
+    assert len(products) == (name in FREE)
+    assert all(each.is_centred for each in products)
+    values = [each for each in found if each.is_read]
+    assert len(values) == (name not in VALUES_READ_TOO)
 
 
 def test_heads_that_share_keys_are_one_part() -> None:
     model = made("grouped queries")
     with torch.no_grad():
-        (found,) = factors_in(model, X, Recorder(model, X, written_out=True))
+        found, *_ = factors_in(model, X, Recorder(model, X, written_out=True))
     assert found.first.channels.tolist() == torch.arange(48).view(12, 4).tolist()
     assert found.second.channels.tolist() == torch.arange(12).view(3, 4).tolist()
     assert found.heads.tolist() == [[head, head // 4] for head in range(12)]
@@ -108,11 +112,12 @@ def test_no_combinations_miss_less() -> None:
     torch.manual_seed(2)
     model = made("one head")
     with torch.no_grad():
-        (found,) = factors_in(model, X, Recorder(model, X, written_out=True))
+        found, *_ = factors_in(model, X, Recorder(model, X, written_out=True))
         query, key = (layer(DATA).double().flatten(0, 1) for layer in (model.q, model.k))  # type: ignore[operator]
     rank = LowRank(found, torch.device("cpu"))
-    rank.take(found.first.call, query[:200]), rank.take(found.first.call, query[200:])
-    rank.take(found.second.call, key)
+    one = torch.tensor([0])
+    rank.take(0, query[:200, None], one), rank.take(0, query[200:, None], one)
+    rank.take(1, key[:, None], one)
     key = key - key.mean(0)
     squares = torch.linalg.svdvals(query @ key.mT).square()[:12]
     for left in (1, 3, 6):  # of eight, as there are eight inputs
@@ -133,7 +138,7 @@ def test_keys_that_are_all_zero_are_no_matter() -> None:
         torch.testing.assert_close(small(DATA), model(DATA))
 
 
-@pytest.mark.parametrize("name", ["rotary", "keys", "called twice", "joined bias", "batch norm"])
+@pytest.mark.parametrize("name", ["keys", "called twice", "joined bias", "batch norm"])
 def test_a_repair_leaves_units_where_they_cannot_be_exchanged(name: str) -> None:
     model = network(name)
     graph = secateurs.trace(model, X)
@@ -142,6 +147,72 @@ def test_a_repair_leaves_units_where_they_cannot_be_exchanged(name: str) -> None
     small = secateurs.apply(model, plan)
     done = repair(model, small, plan, DATA.split(16))
     assert "combinations" not in {each.what for each in done.layers}
+
+
+def values_of(model: nn.Module, name: str) -> Tensor:
+    """The weight that makes the values; ``(heads, 4, 8)``, a view."""
+    if name == "grouped queries":
+        return model.kv.weight.data[12:].view(3, 4, 8)  # type: ignore[union-attr]
+    return model.v.weight.data.view(-1, 12 if name == "one head" else 4, 8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["separate", "one head", "batch norm", "two scales"])
+def test_dimensions_that_values_do_not_need_leave_without_a_trace(name: str) -> None:
+    model, chance = network(name), torch.Generator().manual_seed(5)
+    for head in values_of(model, name):  # two directions of many
+        head.copy_(torch.randn(len(head), 2, generator=chance) @ torch.randn(2, 8, generator=chance) / 2)
+    graph = secateurs.trace(model, X)
+    (group,) = (each for each in graph.groups if any(part.parameter == "v.weight" for part in each.slices))
+    plan = secateurs.Plan.of(graph, {group.name: [0, group.size - 1]})
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        wanted, cut = model(DATA), small(DATA)
+        assert not torch.allclose(cut, wanted, atol=1e-2)
+        done = repair(model, small, plan, DATA.split(16), ridge=1e-9)
+        torch.testing.assert_close(small(DATA), wanted, rtol=1e-3, atol=1e-4)
+    assert [(each.name, each.what) for each in done.layers] == [
+        ("v.weight", "combinations"),
+        ("out.weight", "weights"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "bias"), [("one head", True), ("one head", False), ("separate", True)])
+def test_values_are_worth_what_the_best_combinations_miss(name: str, bias: bool) -> None:
+    model = network(name)
+    if not bias:
+        model.out.bias = None  # type: ignore[union-attr]
+    graph = secateurs.trace(model, X)
+    scores = secateurs.score(model, graph, "reconstruction", data=DATA.split(16))
+    (group,) = (each for each in graph.groups if any(part.parameter == "v.weight" for part in each.slices))
+    with torch.no_grad():
+        q, k, v = model.split(DATA)  # type: ignore[operator]
+        read = model.attend(q, k, v).double()  # type: ignore[operator]
+        outputs = model(DATA).flatten(0, 1).double()
+        heads = [read] if name == "one head" else read.unbind(1)
+    squares = torch.zeros(group.size)
+    for place, head in enumerate(heads):
+        weight = model.out.weight.data.double()[:, place * group.size :][:, : group.size]  # type: ignore[union-attr]
+        rows = head.flatten(0, 1)
+        values = torch.linalg.svdvals((rows - rows.mean(0)) @ weight.T).square()
+        squares[: len(values)] += values  # there are two outputs, so two directions count
+    whole = (outputs - outputs.mean(0)).square().sum()
+    missed = squares.flip(0).cumsum(0) / whole
+    assert scores.curves is not None
+    found = scores.curves[group.name]
+    assert found[1:].tolist() == pytest.approx(missed[:-1].tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_values_of_shared_heads_are_fitted_for_all_that_read_them() -> None:
+    model, errors = made("grouped queries"), []
+    graph = secateurs.trace(model, X)
+    plan = secateurs.Plan.of(graph, {head_dims(graph)[0]: [1, 2]})
+    for how in ("compensate", "reconstruct"):
+        small = secateurs.apply(model, plan)
+        done = repair(model, small, plan, DATA.split(16), how=how)
+        with torch.no_grad():
+            errors.append(float((small(DATA) - model(DATA)).square().mean()))
+    assert errors[1] < 0.2 * errors[0]
+    assert [each.what for each in done.layers] == ["combinations", "combinations", "weights"]
 
 
 def test_constants_and_distillation_pass_over_what_may_give_combinations() -> None:

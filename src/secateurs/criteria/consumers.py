@@ -20,14 +20,14 @@ from secateurs.criteria.elimination import Regression
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
 from secateurs.criteria.processes import largest
-from secateurs.criteria.products import ProductPlace
+from secateurs.criteria.products import ProductPlace, with_combinations
 from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
 from secateurs.graph.packed import call_tensors
 from secateurs.recovery.chains import Chain
-from secateurs.recovery.factors import factors_in
+from secateurs.recovery.factors import Factors, factors_in
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import chain_of, next_reader
@@ -56,6 +56,7 @@ class Consumers:
         self._chance = torch.Generator().manual_seed(seed)
         self._is_followed, self._chains = False, dict[int, Chain]()
         self._behind: dict[int, int] = {}
+        self._passages: dict[int, Factors] = {}
         self.places: dict[int, Place] = {}
         self.products: dict[int, ProductPlace] = {}
 
@@ -95,10 +96,9 @@ class Consumers:
         recorder = Recorder(batch.model, batch.inputs, written_out=True)
         self._reads = reads_of(self._graph, recorder)
         numbers = {plain: number for number, plain in enumerate(recorder.plain)}
-        ranks = {}
-        if self._at_points and self._graph.products:
-            found = factors_in(batch.model, batch.inputs, recorder, agree=self._do_all)
-            ranks = {each.call: LowRank(each, self._device) for each in found}
+        found = factors_in(batch.model, batch.inputs, recorder, agree=self._do_all) if self._at_points else ()
+        ranks = {each.call: LowRank(each, self._device) for each in found if not each.is_read}
+        self._passages = {each.call: each for each in found if each.is_read}
         self.products = {
             numbers[each.call]: ProductPlace(each, self._device, ranks.get(numbers[each.call]))
             for each in self._graph.products
@@ -134,7 +134,9 @@ class Consumers:
         for call, reads in self._reads.of_calls.items():
             for read in reads:
                 if _has(read, group):
-                    found += self.places[call].regressions(read, group, centred=centred)
+                    factors = self._passages.get(call)
+                    problems = self.places[call].regressions(read, group, centred=centred)
+                    found += [with_combinations(each, factors) for each in problems]
         for call, product in self.products.items():
             share = self.places[self._behind[call]].share() if call in self._behind else 1.0
             found += product.regressions(group, centred=centred, share=share)

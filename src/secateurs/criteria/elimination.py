@@ -40,7 +40,7 @@ class Regression:
         columns: ``(m, count)`` the columns of each of them. Columns of no unit stay.
         is_fixed: Whether nothing makes up for columns that leave, as in a product of activations.
         steps: ``(m,)`` what each removal adds to the error, the first one first, if that does not depend on
-            which units leave: where they can be exchanged for combinations. The order is that of a fixed one.
+            which units leave: where they can be exchanged for combinations.
 
     Raises:
         ScoreError: The shapes do not fit together, or the moments are not finite.
@@ -124,6 +124,7 @@ def eliminate(problems: Sequence[Regression], size: int, *, ridge: float = _RIDG
     if not ridge > 0:
         raise ScoreError(f"`0 < ridge` must hold, got ridge={ridge}")
     solvers = [_Missed(problem) if problem.is_fixed else _Solver(problem, ridge) for problem in problems]
+    steps = [None if problem.steps is None else deque(problem.steps.tolist()) for problem in problems]
     left = torch.ones(size, dtype=torch.bool)
     order, errors = [], [0.0]
     for _ in range(size):
@@ -133,7 +134,12 @@ def eliminate(problems: Sequence[Regression], size: int, *, ridge: float = _RIDG
         unit = int(torch.where(left, costs, torch.inf).argmin())
         left[unit] = False
         order.append(unit)
-        errors.append(max(errors[-1] + sum(solver.remove(unit) for solver in solvers), 0.0))
+        error = errors[-1]
+        for solver, rises in zip(solvers, steps, strict=True):
+            cost = solver.remove(unit)
+            if cost is not None:
+                error += cost if rises is None else rises.popleft()
+        errors.append(max(error, 0.0))
     return Elimination(order=torch.tensor(order), errors=torch.tensor(errors, dtype=torch.float64))
 
 
@@ -188,7 +194,7 @@ class _Missed:
 
     def __init__(self, problem: Regression) -> None:
         self.units, self._products = problem.units, contributions(problem)
-        self._steps = None if problem.steps is None else deque(problem.steps.tolist())
+        self._weight = 1.0 if problem.steps is None else _HARDLY
         self._rises = self._products.diagonal().clone()
 
     def costs(self) -> Tensor:
@@ -196,14 +202,14 @@ class _Missed:
 
         Where steps say that, the contributions decide only between units that nothing else tells apart.
         """
-        return self._rises if self._steps is None else self._rises * _HARDLY
+        return self._rises * self._weight
 
-    def remove(self, unit: int) -> float:
-        """Count a unit to what is missing; what that adds to the error."""
+    def remove(self, unit: int) -> float | None:
+        """Count a unit to what is missing; what that adds to the error, or None if it is not here."""
         found = (self.units == unit).nonzero().flatten()
         if not len(found):
-            return 0.0
-        cost = float(self._rises[found[0]]) if self._steps is None else float(self._steps.popleft())
+            return None
+        cost = float(self._rises[found[0]])
         self._rises += 2 * self._products[found[0]]
         self._products[found[0]] = self._products[:, found[0]] = self._rises[found[0]] = 0
         return cost
@@ -246,11 +252,11 @@ class _Solver:
         costs: Tensor = (products * torch.linalg.inv(self._blocks)).sum((1, 2)) * self._alive
         return costs.clamp(min=0)
 
-    def remove(self, unit: int) -> float:
+    def remove(self, unit: int) -> float | None:
         """Set the weights of a unit to zero, and the others to what is best then; what that adds."""
         found = (self.units == unit).nonzero().flatten()
         if not len(found):
-            return 0.0
+            return None
         place, (m, count) = int(found[0]), self._weight.shape[:2]
         rows = slice(place * count, (place + 1) * count)
         across = self._inverse[rows].clone()  # (count, columns)

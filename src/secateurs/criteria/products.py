@@ -6,10 +6,13 @@ every result, and the mean products of these contributions follow from those of 
     sum_nm (q_nu k_mu) (q_nv k_mv)  =  (Q'Q)_uv (K'K)_uv.
 
 Where both factors come straight from two layers, a repair exchanges units for combinations of them
-(`secateurs.recovery.low_rank`). Then the error is that of the best combinations, whichever units leave.
+(`secateurs.recovery.low_rank`). Then the error is that of the best combinations, whichever units leave. So it
+is with values that attention averages, whose second factor is the weight that reads them.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,9 +20,27 @@ from torch import Tensor
 from secateurs.criteria.elimination import Regression
 from secateurs.criteria.processes import add_up
 from secateurs.graph.groups import Group, UnitProduct
-from secateurs.recovery.low_rank import LowRank
+from secateurs.recovery.factors import Factors
+from secateurs.recovery.low_rank import LowRank, missed_values
 
 _TINY = torch.finfo(torch.float64).tiny
+
+
+def with_combinations(problem: Regression, factors: Factors | None) -> Regression:
+    """The same problem with the errors of the best combinations, where a repair makes such of its columns.
+
+    Args:
+        problem: What a weight reads of a group's units.
+        factors: The heads of what that weight reads, if they may be exchanged.
+    """
+    if factors is None:
+        return problem
+    heads, units = factors.second.channels, len(problem.units)
+    own = problem.columns.flatten().sort().values
+    if not torch.equal(own, heads.flatten().sort().values) or heads.shape[1] % units:
+        return problem
+    missed = missed_values(problem.moments.cpu(), problem.weight.detach().cpu(), factors)
+    return replace(problem, steps=missed[:: heads.shape[1] // units].diff())
 
 
 class ProductPlace:

@@ -1,7 +1,7 @@
-"""What layers give for products, such as queries and keys, once a cut has left fewer dimensions for them.
+"""Combinations of what layers gave, once a cut has left fewer dimensions for queries and keys, or for values.
 
-The plan says which of a layer's outputs stay. Where they are multiplied with those of another layer, and
-nothing else reads them, the two can give the best combinations of all instead; see
+The plan says which of a layer's outputs stay. Where these are multiplied with those of another layer, or with
+a weight, and nothing else reads them, the two can give the best combinations of all instead; see
 `secateurs.recovery.low_rank`.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,18 @@ from torch import Tensor, nn
 from secateurs.graph.running import Inputs, call_model, device_of
 from secateurs.planning.plan import Plan
 from secateurs.recovery.factors import Factors, factors_in
-from secateurs.recovery.layout import Both, outputs_left
+from secateurs.recovery.layout import Both, chosen, inputs_left, outputs_left
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.readers import Reader, Watching, place_in
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
+Place: TypeAlias = tuple[int, bool]  # the call of a layer; whether the columns of its weight are meant
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outputs:
-    """What of a layer's outputs a plan leaves.
+class Left:
+    """What a plan leaves of a layer's outputs, or of the columns of its weight.
 
     Args:
         kept: ``(C',)`` indices of those that stay.
@@ -39,10 +42,14 @@ class Outputs:
 
     @property
     def mask(self) -> Tensor:
-        """``(C,)``: whether an output stays."""
+        """``(C,)``: whether one stays."""
         mask = torch.zeros(self.count, dtype=torch.bool)
         mask[self.kept] = True
         return mask
+
+    def as_planned(self) -> Tensor:
+        """``(C', C)``: those that stay, each for itself."""
+        return chosen(self.kept, self.factors, self.count)
 
 
 def exchangeable(
@@ -53,8 +60,8 @@ def exchangeable(
     before: Mapping[str, Tensor],
     *,
     agree: Callable[[bool], bool] = bool,
-) -> dict[Factors, dict[int, Outputs]]:
-    """The products that a plan takes dimensions from, and what it leaves of the two layers' outputs.
+) -> dict[Factors, dict[Place, Left]]:
+    """The factors that a plan takes dimensions from, and what it leaves of both.
 
     Args:
         model: The network before the cut, in evaluation mode.
@@ -66,34 +73,43 @@ def exchangeable(
     """
     found = {}
     for factors in factors_in(model, inputs, record, agree=agree):
-        outputs = {}
-        for factor, _ in factors.sides():
-            reader = record.readers[factor.call]
-            name = record.name_of(reader.weight)
-            place = None if name is None else place_in(reader, before[name])
-            if name is not None and place is not None:
-                _, dim, first = place
-                kept, scales = outputs_left(reader, plan, name, before[name].shape[dim], dim, first)
-                outputs[factor.call] = Outputs(kept=kept, factors=scales, count=reader.outputs)
-        if all(factor.call in outputs for factor, _ in factors.sides()):
-            counts = (outputs[factor.call].mask[factor.channels].sum(1) for factor, _ in factors.sides())
-            left = torch.cat([*counts]).unique()
-            if len(left) == 1 and 0 < int(left) < factors.depth:
-                found[factors] = outputs
+        both = {place: _left(place, plan, record, before) for place in factors.places}
+        left = {place: each for place, each in both.items() if each is not None}
+        if len(left) == len(both):
+            sides = zip(factors.places, factors.sides(), strict=True)
+            counts = torch.cat([left[place].mask[factor.channels].sum(1) for place, (factor, _) in sides])
+            if len(counts.unique()) == 1 and 0 < int(counts[0]) < factors.depth:
+                found[factors] = left
     return found
 
 
-def can_be_refitted(both: Both, outputs: Mapping[int, Outputs]) -> bool:
-    """Whether the layers of a product give what a plan says, with weights and biases of their own."""
-    for call, each in outputs.items():
+def _left(place: Place, plan: Plan, record: Recorder, before: Mapping[str, Tensor]) -> Left | None:
+    """What a plan leaves in a place; None where the weight is no parameter, or no rows of one."""
+    reader, is_weight = record.readers[place[0]], place[1]
+    name = record.name_of(reader.weight)
+    dims = None if name is None else place_in(reader, before[name])
+    if name is None or dims is None:
+        return None
+    reading, outputs, first = dims
+    if is_weight:
+        kept = inputs_left(plan, name, before[name].shape[reading], reading)
+        return Left(kept=kept, factors=torch.ones(len(kept)).double(), count=reader.columns)
+    kept, factors = outputs_left(reader, plan, name, before[name].shape[outputs], outputs, first)
+    return Left(kept=kept, factors=factors, count=reader.outputs)
+
+
+def can_be_refitted(both: Both, left: Mapping[Place, Left]) -> bool:
+    """Whether the layers have what a plan says, with weights and biases of their own."""
+    for (call, is_weight), each in left.items():
         whole, small = both.whole.readers[call], both.small.readers.get(call)
         name = None if small is None else both.small.name_of(small.weight)
         if small is None or name is None or place_in(small, both.after[name]) is None:
             return False
-        if small.bias is not None and both.small.uses(small.bias) != 1:
+        if not is_weight and small.bias is not None and both.small.uses(small.bias) != 1:
             return False
         before, after = list(both.whole.shapes[call]), list(both.small.shapes[call])
         lengths = before.pop(whole.channel), after.pop(small.channel)
+        lengths = (whole.columns, small.columns) if is_weight else lengths
         if lengths != (each.count, len(each.kept)) or before != after:
             return False
     return True
@@ -101,15 +117,15 @@ def can_be_refitted(both: Both, outputs: Mapping[int, Outputs]) -> bool:
 
 def combinations(
     model: nn.Module,
-    found: Mapping[Factors, Mapping[int, Outputs]],
+    found: Mapping[Factors, Mapping[Place, Left]],
     inputs: Iterable[Inputs],
     add_up: Callable[[Tensor], Tensor],
-) -> dict[int, Tensor]:
-    """What each layer is to give: combinations of its outputs before the cut, ``(C', C)``, by its call.
+) -> dict[Place, Tensor]:
+    """What each place is to hold: combinations of what was there before the cut, ``(C', C)``.
 
     Args:
         model: The network before the cut, in evaluation mode.
-        found: The products, and what is left of the layers' outputs.
+        found: The factors, and what is left of both.
         inputs: All batches.
         add_up: Gives the sum of a tensor over all processes.
     """
@@ -122,26 +138,19 @@ def combinations(
     for batch in inputs if ranks else ():
         with torch.no_grad(), Watching(see), RecurrenceWrittenOut():
             call_model(model, batch)
-    mixes: dict[int, Tensor] = {}
-    for factors, outputs in found.items():
+    mixes: dict[Place, Tensor] = {}
+    for factors, left in found.items():
         rank = ranks[factors]
         for each in rank.sums:
             each.copy_(add_up(each))
-        kept = next(iter(factors.sides()))[0]
-        left = int(outputs[kept.call].mask[kept.channels[0]].sum())
-        for (factor, parts), best in zip(factors.sides(), rank.combinations(left), strict=True):
-            own = outputs[factor.call]
-            mix = mixes.setdefault(factor.call, _as_planned(own))
+        count = int(left[factors.places[0]].mask[factors.first.channels[0]].sum())
+        sides = zip(factors.places, factors.sides(), rank.combinations(count), strict=True)
+        for place, (factor, parts), best in sides:
+            own = left[place]
+            mix = mixes.setdefault(place, own.as_planned())
             rows = own.mask.cumsum(0) - 1
             for channels, part in zip(factor.channels, parts, strict=True):
                 places = rows[channels[own.mask[channels]]]
                 mix[places] = 0
                 mix[places[:, None], channels] = best[part].T.cpu() * own.factors[places, None]
     return mixes
-
-
-def _as_planned(outputs: Outputs) -> Tensor:
-    """The outputs that stay, each for itself."""
-    mix = torch.zeros(len(outputs.kept), outputs.count, dtype=torch.float64)
-    mix[torch.arange(len(outputs.kept)), outputs.kept] = outputs.factors
-    return mix

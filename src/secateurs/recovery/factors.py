@@ -1,10 +1,11 @@
-"""Products of what two layers give, such as queries and keys: which of their outputs are multiplied.
+"""Dimensions that a network sums over and nothing else looks at, as those of queries and keys, or of values.
 
 The results of ``Q K'`` say nothing of the ``d`` dimensions that they sum over: with any invertible ``T`` the
-factors ``Q T`` and ``K inv(T)'`` give the same. So what a layer gives there can be exchanged for other
-combinations of its outputs, if nothing else reads them (`secateurs.recovery.low_rank`).
+factors ``Q T`` and ``K inv(T)'`` give the same. So what layers give there can be exchanged for other
+combinations of it (`secateurs.recovery.low_rank`). ``Q`` and ``K`` may be what two layers give; or ``Q`` what
+one gives, averaged over positions as attention does with values, and ``K`` the weight that reads it.
 
-Which output of which layer ends up in which place of a product is seen by putting numbers in their place, as
+Which output of which layer ends up in which place is seen by putting numbers in their place, as
 `secateurs.recovery.moves` does; and that nothing else reads them by such an exchange, which must not change
 what the model gives.
 """
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.packed import call_tensors, tensors_in
 from secateurs.graph.running import Inputs, call_model
-from secateurs.recovery.readers import Reader, Watching
+from secateurs.recovery.passes import exchanged
+from secateurs.recovery.readers import Reader, Watching, reader_of
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
@@ -32,8 +34,9 @@ _PRODUCTS = {  # the places of the factors, and whether the second has what is s
     "baddbmm": (1, 2, True),
     "scaled_dot_product_attention": (0, 1, False),
 }
-_WIDE = (torch.float32, torch.float64)  # in which the numbers of all outputs are told apart
-_NEAR = 0.05  # by which a number that was moved and scaled may miss a whole one
+_FIRST, _SECOND, _VALUES, _READ = range(4)
+_WIDE = (torch.float32, torch.float64)  # in which numbers of outputs are told apart
+_NEAR = 0.05  # by which a number that was moved, scaled and averaged may miss a whole one
 _EVEN = 1e-4  # by which what should be one number for all may differ, as a share of it
 _SAME = 1e-4  # by which outputs may differ, as a share of the largest
 
@@ -53,22 +56,24 @@ class Factor:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Factors:
-    """A call that multiplies what two layers give.
+    """Where what one layer gives is multiplied with what another gives, or with the weight of another.
 
     Args:
-        call: Its number in the forward pass, with recurrent layers written out.
-        first: Where the first factor comes from.
-        second: Where the second comes from.
+        call: Number of the call that multiplies, with recurrent layers written out.
+        first: The layer that gives the first factor.
+        second: The layer that gives the second; or that has it, and `channels` are columns of its weight.
         heads: ``(pairs, 2)``: which head of the first meets which of the second.
-        is_softened: Whether what all rows of the second have in common is of no matter, as where a softmax
-            takes the results.
+        is_read: Whether the second is a weight.
+        is_centred: Whether it is no matter what all rows of one factor have in common: of the second, where a
+            softmax takes the results; of the first, where the layer that reads it has a bias.
     """
 
     call: int
     first: Factor
     second: Factor
     heads: Tensor
-    is_softened: bool = False
+    is_read: bool = False
+    is_centred: bool = False
 
     @property
     def depth(self) -> int:
@@ -79,6 +84,11 @@ class Factors:
     def parts(self) -> Tensor:
         """``(pairs,)`` numbers: pairs that share a head of either side are of one part."""
         return self.heads[:, int(len(self.second.channels) <= len(self.first.channels))]
+
+    @property
+    def places(self) -> tuple[tuple[int, bool], tuple[int, bool]]:
+        """For both factors the call of the layer, and whether the factor is its weight."""
+        return (self.first.call, False), (self.second.call, self.is_read)
 
     def sides(self) -> Iterator[tuple[Factor, Tensor]]:
         """Both factors, each with the part that its heads are of, ``(heads,)``."""
@@ -91,11 +101,11 @@ class Factors:
 def factors_in(
     model: nn.Module, inputs: Inputs, record: Recorder, *, agree: Callable[[bool], bool] = bool
 ) -> tuple[Factors, ...]:
-    """The products whose dimensions may be exchanged for combinations of them.
+    """The factors whose dimensions may be exchanged for combinations of them.
 
-    Both factors come of a layer whose weight is used once, by moves and one scale for all; a head of one side
-    meets several of the other, or the reverse, not both; and nothing else reads what the layers give there.
-    Five passes, and two for each product where they are not all of this kind.
+    They come of layers whose weights are used once, by moves, averages and one scale for all; a head of one
+    side meets several of the other, or the reverse, not both; and nothing else reads what the layers give
+    there. Six passes, and two for each pair of factors where they are not all of this kind.
 
     Args:
         model: The model, in evaluation mode.
@@ -107,30 +117,33 @@ def factors_in(
         >>> class Attention(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.both = nn.Linear(4, 12)
+        ...         self.qkv, self.out = nn.Linear(4, 18), nn.Linear(6, 4)
         ...     def forward(self, x):
-        ...         q, k = self.both(x).unflatten(-1, (2, 2, 3)).permute(2, 0, 3, 1, 4)  # (2, N, heads, n, d)
-        ...         return (q @ k.mT).softmax(-1)
+        ...         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        ...         return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
         >>> net, x = Attention().eval(), torch.randn(5, 7, 4)
-        >>> (found,) = factors_in(net, x, Recorder(net, x, written_out=True))
-        >>> found.first.channels.tolist(), found.second.channels.tolist(), found.is_softened
-        ([[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]], True)
+        >>> keys, values = factors_in(net, x, Recorder(net, x, written_out=True))
+        >>> keys.first.channels.tolist(), keys.second.channels.tolist()
+        ([[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]])
+        >>> values.first.channels.tolist(), values.second.channels.tolist(), values.is_read
+        ([[12, 13, 14], [15, 16, 17]], [[0, 1, 2], [3, 4, 5]], True)
     """
-    if not _PRODUCTS.keys() & set(record.names):
-        return ()
     usable = {
         call: reader
         for call, reader in record.readers.items()
         if reader.groups == 1 and record.uses(reader.weight) == 1 and reader.weight.dtype in _WIDE
     }
+    if not usable:
+        return ()
     with torch.no_grad():
         found = _on_their_own(_Search(usable).run(model, inputs))
         if not found:
             return ()
         test = _Test(model, inputs, record, agree)
         free = test.passed(found, _other_combinations)
-        softened = test.passed(free, _shifted_seconds)
-        return tuple(replace(each, is_softened=each in softened) for each in free)
+        softened = test.passed([each for each in free if not each.is_read], _shifted_seconds)
+        biased = [each for each in free if each.is_read and record.readers[each.call].bias is not None]
+        return tuple(replace(each, is_centred=each in softened or each in biased) for each in free)
 
 
 def operands_of(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -153,124 +166,189 @@ def operands_of(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] |
     return first.expand(*whole, *first.shape[-2:]), second.expand(*whole, *second.shape[-2:])
 
 
+def _values_of(name: str, tensors: Sequence[Tensor]) -> Tensor | None:
+    """What a call averages over positions, ``(..., m, d)``, where it is one of attention."""
+    if name not in _PRODUCTS:
+        return None
+    place = 2 if name == "scaled_dot_product_attention" else _PRODUCTS[name][1]
+    values = tensors[place] if place < len(tensors) else None
+    return values if values is not None and values.dim() > 2 and values.numel() else None
+
+
 class _Exchanging(Watching):
-    """A pass in which layers give something else, and which shows what is multiplied."""
+    """A pass in which layers give or weigh something else, and which shows what is multiplied."""
 
     def __init__(
         self,
         exchange: Callable[[int, Reader, Tensor], Tensor | None],
-        meet: Callable[[int, Tensor, Tensor], None] | None = None,
+        *,
+        meet: Callable[[int, int, Tensor], None] | None = None,
+        columns: Mapping[int, Tensor] | None = None,
     ) -> None:
         super().__init__(exchange)
-        self._meet = meet
+        self._meet, self._columns = meet, columns or {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if self._meet is not None and is_numbered(func):
-            both = operands_of(getattr(func, "__name__", ""), call_tensors(args, kwargs or {}))
-            if both is not None:
-                self._meet(self._call, *both)
+            name, tensors = getattr(func, "__name__", ""), call_tensors(args, kwargs)
+            both, values = operands_of(name, tensors), _values_of(name, tensors)
+            for side, tensor in enumerate((*(both or (None, None)), values)):
+                if tensor is not None:
+                    self._meet(self._call, side, tensor)
+        mix = self._columns.get(self._call) if is_numbered(func) else None
+        reader = None if mix is None else reader_of(func, args, kwargs)
+        if reader is not None and mix is not None:
+            weight = (reader.matrix().double() @ mix.to(reader.weight.device)).to(reader.weight.dtype)
+            args, kwargs = exchanged(args, kwargs, {id(reader.weight): reader.unfolded(weight)})
         return super().__torch_function__(func, types, args, kwargs)
 
 
 class _Search:
-    """Finds the products both of whose factors are outputs of some layers, moved and scaled.
+    """Finds factors that are outputs of some layers, moved, scaled, and averaged over positions.
 
-    In a first pass the layers give ones, which shows the scales; in a second each output its own number.
+    In a first pass these layers give ones, which shows the scales; in a second each the number of its layer;
+    in a third each output its own number.
 
     Args:
         usable: The layers' calls.
     """
 
     def __init__(self, usable: Mapping[int, Reader]) -> None:
-        self.found: list[Factors] = []
+        self._readers = usable
+        self._layers = {call: number for number, call in enumerate(usable, 1)}
         self._scales: dict[tuple[int, int], float] = {}
-        self._starts: dict[int, int] = {}
-        self._count = 1  # so that no output is a zero
-        for call, reader in usable.items():
-            self._starts[call] = self._count
-            self._count += reader.outputs
+        self._sources: dict[tuple[int, int], int] = {}
+        self._channels: dict[tuple[int, int], Tensor] = {}
 
     def run(self, model: nn.Module, inputs: Inputs) -> list[Factors]:
-        """Both passes; a model that cannot be run with such values has no products that are found."""
+        """All passes; a model that cannot be run with such values has no factors that are found."""
         try:
-            for exchange, meet in ((self._ones, self._see_scales), (self._numbers, self._see_numbers)):
-                with _Exchanging(exchange, meet), RecurrenceWrittenOut():
+            for give, meet in (
+                (lambda call, count: torch.ones(count), self._see_scale),
+                (lambda call, count: torch.full((count,), self._layers[call]), self._see_layer),
+                (lambda call, count: torch.arange(1, count + 1), self._see_channels),
+            ):
+                with _Exchanging(partial(self._exchange, give, meet), meet=meet), RecurrenceWrittenOut():
                     call_model(model, inputs)
         except Exception:  # it looks up what a layer gave as an index, or checks it
             return []
-        return self.found
+        return [*self._products(), *self._passages()]
 
-    def _ones(self, call: int, reader: Reader, result: Tensor) -> Tensor | None:
-        return torch.ones_like(result) if call in self._starts else None
-
-    def _numbers(self, call: int, reader: Reader, result: Tensor) -> Tensor | None:
-        if call not in self._starts:
+    def _exchange(
+        self,
+        give: Callable[[int, int], Tensor],
+        meet: Callable[[int, int, Tensor], None],
+        call: int,
+        reader: Reader,
+        result: Tensor,
+    ) -> Tensor | None:
+        if call not in self._layers:
             return None
-        numbers = (self._starts[call] + torch.arange(reader.outputs)).to(result)
-        along = numbers.view(-1, *[1] * (-1 - reader.channel))
+        if reader.kernel == 1 and not reader.stretch and reader.source.numel() and reader.source.dim() > 1:
+            meet(call, _READ, reader.source.movedim(-1 - len(reader.windows), -1).flatten(0, -2)[None])
+        along = give(call, reader.outputs).to(result).view(-1, *[1] * (-1 - reader.channel))
         return along.expand_as(result).clone()  # the model may change it in place
 
-    def _see_scales(self, call: int, *factors: Tensor) -> None:
-        for side, factor in enumerate(factors):
-            one = float(factor.flatten()[0])
-            if one and bool(((factor - one).abs() <= _EVEN * abs(one)).all()):
-                self._scales[call, side] = one
+    def _see_scale(self, call: int, side: int, factor: Tensor) -> None:
+        one = float(factor.flatten()[0])
+        if one and _is_even(factor, one):
+            self._scales[call, side] = one
 
-    def _see_numbers(self, call: int, *factors: Tensor) -> None:
-        sides = [
-            self._heads_of(factor, self._scales.get((call, side))) for side, factor in enumerate(factors)
-        ]
-        first, second = sides
-        if first is None or second is None:
+    def _see_layer(self, call: int, side: int, factor: Tensor) -> None:
+        scale = self._scales.get((call, side))
+        if scale is not None:
+            number = float(factor.flatten()[0]) / scale
+            is_one = abs(number - round(number)) <= _NEAR and _is_even(factor, number * scale)
+            if is_one and 1 <= round(number) <= len(self._layers):
+                self._sources[call, side] = list(self._layers)[round(number) - 1]
+
+    def _see_channels(self, call: int, side: int, factor: Tensor) -> None:
+        """Note the outputs of which each matrix of the factor, ``(..., n, d)``, consists."""
+        source = self._sources.get((call, side))
+        if source is None:
             return
-        pairs = torch.stack([first[1], second[1]], 1).unique(dim=0)
-        if len(pairs) in (len(first[0].channels), len(second[0].channels)):
-            self.found.append(Factors(call=call, first=first[0], second=second[0], heads=pairs))
+        seen = factor / self._scales[call, side]
+        numbers = seen[..., :1, :].round()
+        if bool(((seen - numbers).abs() <= _NEAR).all()):
+            found = numbers[..., 0, :].long().cpu().flatten(0, -2) - 1  # (entries, d)
+            if 0 <= int(found.min()) <= int(found.max()) < self._readers[source].outputs:
+                self._channels[call, side] = found
 
-    def _heads_of(self, factor: Tensor, scale: float | None) -> tuple[Factor, Tensor] | None:
-        """Where a factor comes from, and the head of each of its matrices; None if from no single layer."""
-        if scale is None:
-            return None
-        seen = factor.double() / scale  # (..., n, d)
-        numbers = seen.round()
-        is_moved = bool(((seen - numbers).abs() <= _NEAR).all()) and bool(
-            (numbers == numbers[..., :1, :]).all()
-        )
-        if not is_moved or not 1 <= float(numbers.min()) <= float(numbers.max()) < self._count:
-            return None
-        rows = numbers[..., 0, :].long().cpu().flatten(0, -2)
-        heads, of_entries = rows.unique(dim=0, return_inverse=True)
-        calls, starts = (torch.tensor([*each]) for each in (self._starts.keys(), self._starts.values()))
-        layer = torch.searchsorted(starts, heads, right=True) - 1
-        if bool((layer != layer[0, 0]).any()):
-            return None
-        return Factor(int(calls[layer[0, 0]]), heads - starts[layer[0, 0]]), of_entries
+    def _products(self) -> Iterator[Factors]:
+        """Where what two layers give is multiplied."""
+        for call in dict.fromkeys(call for call, _ in self._channels):
+            places = [(call, _FIRST), (call, _SECOND)]
+            if all(place in self._channels for place in places):
+                sides, entries = [], []
+                for place in places:
+                    heads, of_entries = self._channels[place].unique(dim=0, return_inverse=True)
+                    sides.append(Factor(self._sources[place], heads))
+                    entries.append(of_entries)
+                pairs = torch.stack(entries, 1).unique(dim=0)
+                if len(pairs) in (len(sides[0].channels), len(sides[1].channels)):
+                    yield Factors(call=call, first=sides[0], second=sides[1], heads=pairs)
+
+    def _passages(self) -> Iterator[Factors]:
+        """Where what one layer gives is read by another, as it is or averaged over positions."""
+        heads: dict[int, Tensor] = {}
+        for (call, side), channels in self._channels.items():
+            if side == _VALUES:
+                heads.setdefault(self._sources[call, side], channels.unique(dim=0))
+        for (call, side), channels in self._channels.items():
+            if side != _READ:
+                continue
+            source, columns = self._sources[call, side], dict[int, list[int]]()
+            for column, channel in enumerate(channels[0].tolist()):
+                columns.setdefault(channel, []).append(column)
+            given = heads.get(source, channels)
+            places = [[columns.get(channel, []) for channel in head] for head in given.tolist()]
+            counts = {len(each) for head in places for each in head}
+            if len(counts) == 1 and min(counts) > 0:  # several where heads of queries share values
+                read = torch.tensor(places).movedim(-1, 1)  # (heads, times, d)
+                of_first = torch.arange(len(given)).repeat_interleave(read.shape[1])
+                pairs = torch.stack([of_first, torch.arange(len(of_first))], 1)
+                first, second = Factor(source, given), Factor(call, read.flatten(0, 1))
+                yield Factors(call=call, first=first, second=second, heads=pairs, is_read=True)
+
+
+def _is_even(tensor: Tensor, number: float) -> bool:
+    return bool(((tensor - number).abs() <= _EVEN * abs(number)).all())
 
 
 def _on_their_own(found: Sequence[Factors]) -> list[Factors]:
-    """The products of outputs that no other head takes."""
-    taken: Counter[tuple[int, int]] = Counter()
+    """Those of outputs and columns that no others have."""
+    taken: Counter[tuple[int, bool, int]] = Counter()
+    places = {each: [*_places(each)] for each in found}
     for each in found:
-        for factor, _ in each.sides():
-            taken.update((factor.call, channel) for channel in factor.channels.flatten().tolist())
-    return [
-        each
-        for each in found
-        if all(
-            taken[factor.call, channel] == 1
-            for factor, _ in each.sides()
-            for channel in factor.channels.flatten().tolist()
-        )
-    ]
+        taken.update(places[each])
+    return [each for each in found if all(taken[place] == 1 for place in places[each])]
 
 
-_Exchange: TypeAlias = Callable[[Tensor], Tensor]  # of a layer's outputs, ``(..., C)``
+def _places(found: Factors) -> Iterator[tuple[int, bool, int]]:
+    """Call, whether it is a column, and its number."""
+    for factor, is_weight in ((found.first, False), (found.second, found.is_read)):
+        for channel in factor.channels.flatten().tolist():
+            yield factor.call, is_weight, channel
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What layers give, or weigh, in place of what they did.
+
+    Args:
+        outputs: What is done to a layer's outputs, ``(..., C)``, by its call.
+        columns: What a layer's weight, ``(C, K)``, is multiplied by, ``(K, K)``.
+    """
+
+    outputs: Mapping[int, Callable[[Tensor], Tensor]]
+    columns: Mapping[int, Tensor]
 
 
 class _Test:
-    """Whether outputs stay as they are where layers give something else for some products."""
+    """Whether the model's outputs stay as they are where layers give something else for some factors."""
 
     def __init__(
         self, model: nn.Module, inputs: Inputs, record: Recorder, agree: Callable[[bool], bool]
@@ -278,25 +356,28 @@ class _Test:
         self._model, self._inputs, self._record, self._agree = model, inputs, record, agree
         self._wanted = tensors_in(call_model(model, inputs))
 
-    def passed(
-        self, found: list[Factors], exchanges: Callable[[Factors, Recorder], dict[int, _Exchange]]
-    ) -> list[Factors]:
-        """The products for which they do; they are tried together first."""
+    def passed(self, found: list[Factors], change: Callable[[Factors, Recorder], _Change]) -> list[Factors]:
+        """The factors for which they do; all are tried together first."""
 
         def does(some: list[Factors]) -> bool:
-            return self._agree(self._is_the_same([exchanges(each, self._record) for each in some]))
+            return self._agree(self._is_the_same([change(each, self._record) for each in some]))
 
         return found if not found or does(found) else [each for each in found if does([each])]
 
-    def _is_the_same(self, exchanges: Sequence[Mapping[int, _Exchange]]) -> bool:
+    def _is_the_same(self, changes: Sequence[_Change]) -> bool:
+        columns: dict[int, Tensor] = {}
+        for change in changes:
+            for call, mix in change.columns.items():
+                columns[call] = columns[call] @ mix if call in columns else mix
+
         def exchange(call: int, reader: Reader, result: Tensor) -> Tensor | None:
-            own = [each[call] for each in exchanges if call in each]
+            own = [change.outputs[call] for change in changes if call in change.outputs]
             values = result.movedim(reader.channel, -1).double()
             for each in own:
                 values = each(values)
             return values.to(result.dtype).movedim(-1, reader.channel) if own else None
 
-        with _Exchanging(exchange), RecurrenceWrittenOut():
+        with _Exchanging(exchange, columns=columns), RecurrenceWrittenOut():
             given = tensors_in(call_model(self._model, self._inputs))
         return len(given) == len(self._wanted) and all(
             one.shape == other.shape and bool((one - other).abs().max() <= _SAME * other.abs().max())
@@ -305,16 +386,19 @@ class _Test:
         )
 
 
-def _other_combinations(found: Factors, record: Recorder) -> dict[int, _Exchange]:
-    """Both layers give other factors of the same products."""
-    mixes: dict[int, Tensor] = {}
+def _other_combinations(found: Factors, record: Recorder) -> _Change:
+    """Other factors of the same products."""
     turns = _any_turns(int(found.parts.max()) + 1, found.depth)
-    for (factor, part), turn in zip(found.sides(), (turns, torch.linalg.inv(turns).mT), strict=True):
-        count = record.readers[factor.call].outputs
+    outputs: dict[int, Tensor] = {}
+    columns: dict[int, Tensor] = {}
+    both = ((outputs, turns), (columns if found.is_read else outputs, torch.linalg.inv(turns).mT))
+    for (factor, parts), (mixes, turn) in zip(found.sides(), both, strict=True):
+        reader = record.readers[factor.call]
+        count = reader.columns if mixes is columns else reader.outputs
         mix = mixes.setdefault(factor.call, torch.eye(count, dtype=turn.dtype))
-        for channels, number in zip(factor.channels, part, strict=True):
-            mix[channels[:, None], channels] = turn[number]
-    return {call: partial(_mixed, mix) for call, mix in mixes.items()}
+        for channels, part in zip(factor.channels, parts, strict=True):
+            mix[channels[:, None], channels] = turn[part]
+    return _Change({call: partial(_mixed, mix) for call, mix in outputs.items()}, columns)
 
 
 def _mixed(mix: Tensor, values: Tensor) -> Tensor:
@@ -322,13 +406,12 @@ def _mixed(mix: Tensor, values: Tensor) -> Tensor:
     return given
 
 
-def _shifted_seconds(found: Factors, record: Recorder) -> dict[int, _Exchange]:
+def _shifted_seconds(found: Factors, record: Recorder) -> _Change:
     """Something is added to all rows of the second factor."""
+    channels = found.second.channels
     shift = torch.zeros(record.readers[found.second.call].outputs, dtype=torch.float64)
-    shift[found.second.channels] = (
-        torch.linspace(-1, 1, found.second.channels.numel()).double().view_as(found.second.channels)
-    )
-    return {found.second.call: lambda values: values + shift.to(values) * values.std()}
+    shift[channels] = torch.linspace(-1, 1, channels.numel(), dtype=torch.float64).view_as(channels)
+    return _Change({found.second.call: lambda values: values + shift.to(values) * values.std()}, {})
 
 
 def _any_turns(count: int, depth: int) -> Tensor:

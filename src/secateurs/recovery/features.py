@@ -102,7 +102,8 @@ def _combined(
     """The weights of layers that a repair may let give combinations of what they gave."""
     record = Recorder(teacher, inputs, written_out=True)
     found = exchangeable(teacher, plan, inputs, record, tensors)
-    return {record.name_of(record.readers[call].weight) for calls in found.values() for call in calls}
+    calls = {call for places in found.values() for call, is_weight in places if not is_weight}
+    return {record.name_of(record.readers[call].weight) for call in calls}
 
 
 def _comparable(

@@ -278,20 +278,20 @@ def _write_plainly(link: Link, missing: Tensor) -> None:
     _set(link, link.reader.weight.data + link.reader.unfolded(missing / gain.to(missing)))
 
 
-def begin(link: Link, original: Reader, mix: Tensor, inputs: Tensor) -> None:
-    """Give a layer the combinations of the original's weights that it is to give of its outputs.
+def begin(link: Link, original: Reader, rows: Tensor, columns: Tensor) -> None:
+    """Give a layer combinations of the original's weights, from which its fit goes on.
 
     Args:
-        link: The layer, alone at its point.
+        link: The layer, alone at its point where `rows` are combinations.
         original: Its call in the original.
-        mix: ``(C, C of the original)``: the combinations.
-        inputs: Which of the original's inputs the smaller network has.
+        rows: ``(C, C of the original)``: what it is to give of the original's outputs.
+        columns: ``(K, K of the original)``: what it reads of the original's inputs, or combinations of them.
     """
-    old = original.matrix()[0].detach().double().unflatten(1, (-1, original.kernel))[:, inputs].flatten(1)
-    new = mix.to(old) @ old
+    old = original.matrix()[0].detach().double().unflatten(1, (-1, original.kernel))  # (C, K, kernel)
+    new = torch.einsum("ro,oik,ji->rjk", rows.to(old), old, columns.to(old)).flatten(1)
     _set(link, link.reader.unfolded(new[None].to(link.reader.weight.dtype)))
     if link.reader.bias is not None and original.bias is not None:
-        link.reader.bias.data.copy_(mix.to(old) @ original.bias.detach().double())
+        link.reader.bias.data.copy_(rows.to(old) @ original.bias.detach().double())
 
 
 def _set(link: Link, weight: Tensor) -> None:

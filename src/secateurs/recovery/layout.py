@@ -95,7 +95,7 @@ def lay_out(
     plan: Plan,
     *,
     weights: bool,
-    mixes: Mapping[int, Tensor] | None = None,
+    mixes: Mapping[tuple[int, bool], Tensor] | None = None,
     spared: Collection[int] = (),
 ) -> Layout:
     """Find the layers that read what left, or values that changed, and the points where their outputs matter.
@@ -104,8 +104,8 @@ def lay_out(
         both: A pass of both networks.
         plan: The cut.
         weights: Whether weights are refitted, or constants alone.
-        mixes: The calls of layers that are to give combinations of the original's outputs, and these. Their
-            weights change here and now.
+        mixes: The calls of layers that are to give combinations of the original's outputs, or to read such
+            (then with True), and these. Their weights change here and now.
         spared: The calls of layers that stay as they are.
     """
     consumers = {axis.parameter for axis in plan.axes if axis.silenced}
@@ -202,7 +202,7 @@ class _Search:
         both: Both,
         plan: Plan,
         behind: set[int],
-        mixes: Mapping[int, Tensor],
+        mixes: Mapping[tuple[int, bool], Tensor],
         spared: Collection[int],
     ) -> None:
         self.whole, self.small, self.before, self.after = both.whole, both.small, both.before, both.after
@@ -226,7 +226,8 @@ class _Search:
             produced.add((name, outputs))
             is_cut = bool(self.cuts.get((name, reading)))
             is_changed = call in self.behind and call not in self.small.of_states
-            if (is_cut or is_changed or call in self.mixes) and call not in self.spared:
+            is_mixed = (call, False) in self.mixes
+            if (is_cut or is_changed or is_mixed) and call not in self.spared:
                 reason = self._add(call, reader, name, found, is_cut=is_cut)
                 if reason and is_cut:
                     self.left[name] = reason
@@ -303,7 +304,7 @@ class _Search:
         kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
         if len(kept) != reader.outputs:
             return "its outputs do not correspond to the original's"
-        mix = self.mixes.get(call)
+        mix, columns = self.mixes.get((call, False)), self.mixes.get((call, True))
         is_alone = alone or mix is not None or bool((factors != 1).any())
         chain = chain_of(self.small, call, alone=is_alone)
         before, after = list(self.whole.shapes[chain.point]), list(self.small.shapes[chain.point])
@@ -311,6 +312,8 @@ class _Search:
             other.outputs,
             reader.outputs,
         ) or before != after:
+            if columns is not None and chain.point != call:
+                return self._link(call, name, alone=True, in_loop=in_loop)
             return "its outputs are cut along another dimension too"
         key = name if name not in self.aims else f"{name} (call {call})"
         self.aims[key] = Aim(kept=kept, factors=factors, mix=mix)
@@ -321,15 +324,52 @@ class _Search:
             inputs=self._inputs_left(name, reading) if in_loop or call in self.small.of_states else None,
             made_of=self.small.made_of(reader.weight),
         )
-        if mix is not None:
-            begin(link, other, mix, self._inputs_left(name, reading))
+        if mix is not None or columns is not None:
+            begin(
+                link,
+                other,
+                chosen(kept, factors, other.outputs) if mix is None else mix,
+                self._inputs_chosen(name, reading) if columns is None else columns,
+            )
         return link
 
     def _inputs_left(self, name: str, dim: int) -> Tensor:
         """Which indices of a dimension of a parameter the plan leaves."""
-        kept = torch.ones(self.before[name].shape[dim], dtype=torch.bool)
-        kept[list(self.cuts.get((name, dim), ()))] = False
-        return kept.nonzero().flatten()
+        return inputs_left(self.plan, name, self.before[name].shape[dim], dim)
+
+    def _inputs_chosen(self, name: str, dim: int) -> Tensor:
+        """The same as a matrix."""
+        kept = self._inputs_left(name, dim)
+        return chosen(kept, torch.ones(len(kept), dtype=torch.float64), self.before[name].shape[dim])
+
+
+def chosen(kept: Tensor, factors: Tensor, count: int) -> Tensor:
+    """``(kept, count)``: some of a number of things as a matrix, each with a factor.
+
+    Args:
+        kept: Their indices.
+        factors: The factors.
+        count: How many there are.
+    """
+    matrix = torch.zeros(len(kept), count, dtype=torch.float64)
+    matrix[torch.arange(len(kept)), kept] = factors
+    return matrix
+
+
+def inputs_left(plan: Plan, name: str, size: int, dim: int) -> Tensor:
+    """Which indices of a dimension of a parameter a plan leaves.
+
+    Args:
+        plan: The cut.
+        name: The parameter.
+        size: Length of the dimension.
+        dim: The dimension.
+    """
+    kept = torch.ones(size, dtype=torch.bool)
+    for axis in plan.axes:
+        if (axis.parameter, axis.dim) == (name, dim):
+            kept[list(axis.removed)] = False
+    return kept.nonzero().flatten()
 
 
 def outputs_left(

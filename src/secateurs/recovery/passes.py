@@ -183,14 +183,14 @@ class SuspendedPass(TorchFunctionMode):
         swapped: dict[int, Tensor] = {}
         if number in self._copied:
             swapped[id(reader.source)] = reader.source.clone()
-            reader = reader_of(func, *_exchanged(args, kwargs, swapped))
+            reader = reader_of(func, *exchanged(args, kwargs, swapped))
             assert reader is not None
-            args, kwargs = _exchanged(args, kwargs, swapped)
+            args, kwargs = exchanged(args, kwargs, swapped)
         weight, bias = reader.weight, reader.bias
 
         def again(other: Tensor) -> Tensor:
             new = {id(weight): other} | ({id(bias): torch.zeros_like(bias)} if bias is not None else {})
-            few, named = _exchanged(args, kwargs, new)
+            few, named = exchanged(args, kwargs, new)
             result: Tensor = func(*few, **named)
             return result
 
@@ -212,10 +212,16 @@ class SuspendedPass(TorchFunctionMode):
             raise _Left
 
 
-def _exchanged(
+def exchanged(
     args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[int, Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments with some tensors exchanged for others."""
+    """A call's arguments with some tensors exchanged for others.
+
+    Args:
+        args: Those by position.
+        kwargs: Those by name.
+        new: The others, by the ``id`` of those whose places they take.
+    """
     return (
         tuple(new.get(id(each), each) for each in args),
         {name: new.get(id(each), each) for name, each in kwargs.items()},

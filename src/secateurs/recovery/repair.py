@@ -196,10 +196,9 @@ class _Repairing:
             self.model, plan, first, both.whole, both.before, agree=lambda here: not self.of_all(not here)
         )
         if how == "compensate":  # a repair before this one may have given them other combinations
-            return lay_out(
-                both, plan, weights=False, spared={call for calls in found.values() for call in calls}
-            )
-        found = {each: outputs for each, outputs in found.items() if can_be_refitted(both, outputs)}
+            spared = {call for places in found.values() for call, is_weight in places if not is_weight}
+            return lay_out(both, plan, weights=False, spared=spared)
+        found = {each: left for each, left in found.items() if can_be_refitted(both, left)}
         mixes = combinations(self.model, found, self.inputs, self._added_up)
         return lay_out(both, plan, weights=True, mixes=mixes)
 
