@@ -105,8 +105,8 @@ def repair(
     * ``"reconstruct"``: the layers that read what left, or values that changed with it, are refitted by ridge
       regression with a bias, one after another: from their inputs in the smaller network to the values of the
       original where their outputs matter, behind the residual sum where there is one. Fitted batch norms get
-      the statistics of what they see. Layers whose outputs are multiplied with each other and not read
-      otherwise, such as queries and keys, give the combinations of all outputs that leave the least error.
+      the statistics of what they see. Queries and keys, and values, give the combinations of all that they
+      gave that leave the least error, where nothing but their products, or averages, is read.
 
     Args:
         model: The network before the cut; it is not changed.
