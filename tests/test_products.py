@@ -251,3 +251,26 @@ def test_distillation_compares_no_combinations() -> None:
         places = {each.module for each in boundaries(model, secateurs.apply(model, plan), plan, X)}
         assert ("attention.q" in places, "attention.k" in places) == (named, named)
         assert "attention.v" in places
+
+
+@pytest.mark.parametrize(
+    "between", [nn.ReLU(), nn.GELU(), nn.LeakyReLU(), nn.Hardswish(), nn.Tanh(), nn.ELU(), nn.LayerNorm(6)]
+)
+def test_an_activation_lets_no_combinations_through(between: nn.Module) -> None:
+    for module, count in ((between, 0), (nn.Identity(), 1)):
+        model = nn.Sequential(nn.Linear(8, 6), module, nn.Linear(6, 3)).eval()
+        with torch.no_grad():
+            assert len(factors_in(model, X, Recorder(model, X, written_out=True))) == count
+
+
+def test_a_layer_behind_a_layer_gives_combinations() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 5, 1, stride=2), nn.ReLU()).eval()
+    images = torch.randn(20, 3, 9, 9)
+    graph = secateurs.trace(model, images)
+    plan = secateurs.Plan.of(graph, {"0": [0, 1, 3, 5, 7, 8, 10]})  # five outputs need no more than five
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        done = repair(model, small, plan, images.split(10), ridge=1e-9)
+        torch.testing.assert_close(small(images), model(images), rtol=1e-3, atol=1e-4)
+    assert [each.what for each in done.layers] == ["combinations", "weights"]

@@ -209,8 +209,8 @@ class _Exchanging(Watching):
 class _Search:
     """Finds factors that are outputs of some layers, moved, scaled, and averaged over positions.
 
-    In a first pass these layers give ones, which shows the scales; in a second each the number of its layer;
-    in a third each output its own number.
+    In a first pass these layers give -1, which shows the scales; in a second each the number of its layer; in
+    a third each output its own number, every other one below zero. No activation lets all of these through.
 
     Args:
         usable: The layers' calls.
@@ -227,9 +227,9 @@ class _Search:
         """All passes; a model that cannot be run with such values has no factors that are found."""
         try:
             for give, meet in (
-                (lambda call, count: torch.ones(count), self._see_scale),
+                (lambda call, count: torch.full((count,), -1), self._see_scale),
                 (lambda call, count: torch.full((count,), self._layers[call]), self._see_layer),
-                (lambda call, count: torch.arange(1, count + 1), self._see_channels),
+                (lambda call, count: _signed(torch.arange(count)), self._see_channels),
             ):
                 with _Exchanging(partial(self._exchange, give, meet), meet=meet), RecurrenceWrittenOut():
                     call_model(model, inputs)
@@ -255,7 +255,7 @@ class _Search:
     def _see_scale(self, call: int, side: int, factor: Tensor) -> None:
         one = float(factor.flatten()[0])
         if one and _is_even(factor, one):
-            self._scales[call, side] = one
+            self._scales[call, side] = -one
 
     def _see_layer(self, call: int, side: int, factor: Tensor) -> None:
         scale = self._scales.get((call, side))
@@ -273,8 +273,10 @@ class _Search:
         seen = factor / self._scales[call, side]
         numbers = seen[..., :1, :].round()
         if bool(((seen - numbers).abs() <= _NEAR).all()):
-            found = numbers[..., 0, :].long().cpu().flatten(0, -2) - 1  # (entries, d)
-            if 0 <= int(found.min()) <= int(found.max()) < self._readers[source].outputs:
+            given = numbers[..., 0, :].long().cpu().flatten(0, -2)  # (entries, d)
+            found = given.abs() - 1
+            is_sound = torch.equal(_signed(found), given)
+            if is_sound and 0 <= int(found.min()) <= int(found.max()) < self._readers[source].outputs:
                 self._channels[call, side] = found
 
     def _products(self) -> Iterator[Factors]:
@@ -312,6 +314,11 @@ class _Search:
                 pairs = torch.stack([of_first, torch.arange(len(of_first))], 1)
                 first, second = Factor(source, given), Factor(call, read.flatten(0, 1))
                 yield Factors(call=call, first=first, second=second, heads=pairs, is_read=True)
+
+
+def _signed(numbers: Tensor) -> Tensor:
+    """1, -2, 3, -4, ... for 0, 1, 2, 3, ..."""
+    return (numbers + 1) * (1 - 2 * (numbers % 2))
 
 
 def _is_even(tensor: Tensor, number: float) -> bool:
