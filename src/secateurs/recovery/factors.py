@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -259,11 +260,11 @@ class _Search:
 
     def _see_layer(self, call: int, side: int, factor: Tensor) -> None:
         scale = self._scales.get((call, side))
-        if scale is not None:
-            number = float(factor.flatten()[0]) / scale
-            is_one = abs(number - round(number)) <= _NEAR and _is_even(factor, number * scale)
-            if is_one and 1 <= round(number) <= len(self._layers):
-                self._sources[call, side] = list(self._layers)[round(number) - 1]
+        first = float(factor.flatten()[0])
+        if scale is not None and isfinite(first) and _is_even(factor, first):
+            number = round(first / scale)
+            if abs(first / scale - number) <= _NEAR and 1 <= number <= len(self._layers):
+                self._sources[call, side] = list(self._layers)[number - 1]
 
     def _see_channels(self, call: int, side: int, factor: Tensor) -> None:
         """Note the outputs of which each matrix of the factor, ``(..., n, d)``, consists."""
@@ -295,17 +296,21 @@ class _Search:
 
     def _passages(self) -> Iterator[Factors]:
         """Where what one layer gives is read by another, as it is or averaged over positions."""
-        heads: dict[int, Tensor] = {}
+        heads: dict[int, list[Tensor]] = {}
         for (call, side), channels in self._channels.items():
             if side == _VALUES:
-                heads.setdefault(self._sources[call, side], channels.unique(dim=0))
+                heads.setdefault(self._sources[call, side], []).append(channels.unique(dim=0))
         for (call, side), channels in self._channels.items():
             if side != _READ:
                 continue
             source, columns = self._sources[call, side], dict[int, list[int]]()
             for column, channel in enumerate(channels[0].tolist()):
                 columns.setdefault(channel, []).append(column)
-            given = heads.get(source, channels)
+            alone = torch.tensor([[*columns]])
+            averaged = (
+                each for each in heads.get(source, ()) if columns.keys() >= {*each.flatten().tolist()}
+            )
+            given = next(averaged, alone)
             places = [[columns.get(channel, []) for channel in head] for head in given.tolist()]
             counts = {len(each) for head in places for each in head}
             if len(counts) == 1 and min(counts) > 0:  # several where heads of queries share values
