@@ -26,7 +26,6 @@ class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
-        self.k = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -105,6 +104,23 @@ def test_torchs_own_attention_gives_combinations() -> None:
     small = secateurs.apply(model, plan)
     with torch.no_grad():
         repair(model, small, plan, DATA.split(16), ridge=1e-9)
+        torch.testing.assert_close(small(DATA), model(DATA), rtol=1e-3, atol=1e-4)
+
+
+def test_heads_may_be_gone_too() -> None:
+    torch.manual_seed(1)
+    model = Packed().eval()
+    keys, values = model.attention.in_proj_weight.data[8:].view(2, 2, 4, 8)
+    keys.copy_(torch.randn(2, 4, 2) @ torch.randn(2, 2, 8))
+    values[:, [1, 2]] = values[0] = 0
+    plans, small = [], model
+    for kind, removed in (("head_dim", [1, 2]), ("head", [0])):
+        graph = secateurs.trace(small, X)
+        group = next(group for group in graph.groups if group.kind == kind)
+        plans.append(secateurs.Plan.of(graph, {group.name: removed}))
+        small = secateurs.apply(small, plans[-1])
+    with torch.no_grad():
+        repair(model, small, plans[0].then(plans[1]), DATA.split(16), ridge=1e-9)
         torch.testing.assert_close(small(DATA), model(DATA), rtol=1e-3, atol=1e-4)
 
 

@@ -78,7 +78,8 @@ def exchangeable(
         if len(left) == len(both):
             sides = zip(factors.places, factors.sides(), strict=True)
             counts = torch.cat([left[place].mask[factor.channels].sum(1) for place, (factor, _) in sides])
-            if len(counts.unique()) == 1 and 0 < int(counts[0]) < factors.depth:
+            counts = counts[counts > 0].unique()  # a head may have left as a whole
+            if len(counts) == 1 and int(counts) < factors.depth:
                 found[factors] = left
     return found
 
@@ -143,7 +144,7 @@ def combinations(
         rank = ranks[factors]
         for each in rank.sums:
             each.copy_(add_up(each))
-        count = int(left[factors.places[0]].mask[factors.first.channels[0]].sum())
+        count = int(left[factors.places[0]].mask[factors.first.channels].sum(1).max())
         sides = zip(factors.places, factors.sides(), rank.combinations(count), strict=True)
         for place, (factor, parts), best in sides:
             own = left[place]
@@ -151,6 +152,8 @@ def combinations(
             rows = own.mask.cumsum(0) - 1
             for channels, part in zip(factor.channels, parts, strict=True):
                 places = rows[channels[own.mask[channels]]]
+                if not len(places):  # the head is gone
+                    continue
                 mix[places] = 0
                 mix[places[:, None], channels] = best[part].T.cpu() * own.factors[places, None]
     return mixes
