@@ -85,11 +85,11 @@ class Reconstruction(_Elimination):
     Example:
         >>> from torch import nn
         >>> import secateurs
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))  # three inputs: five units are too many
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))  # two outputs: six units are too many
         >>> graph = secateurs.trace(net, torch.zeros(1, 3))
         >>> scores = secateurs.score(net, graph, "reconstruction", data=[torch.randn(64, 3)])
         >>> (scores.curves["0"] < 1e-3).tolist()
-        [True, True, True, True, True, True, False, False]
+        [True, True, True, True, True, True, True, False]
     """
 
     name = "reconstruction"

@@ -138,12 +138,12 @@ def repair(
 
     Example:
         >>> import secateurs
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))  # three inputs: eight units are too many
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))  # two outputs: eight units are too many
         >>> cut = secateurs.Plan.of(secateurs.trace(net, torch.zeros(1, 3)), {"0": [0, 2, 4, 6]})
         >>> small, inputs = secateurs.apply(net, cut), torch.randn(64, 3)
         >>> done = repair(net, small, cut, [inputs], ridge=1e-9)
         >>> [(layer.name, layer.what) for layer in done.layers], done.images
-        ([('1.weight', 'weights')], 64)
+        ([('0.weight', 'combinations'), ('1.weight', 'weights')], 64)
         >>> bool((net(inputs) - small(inputs)).abs().max() < 1e-4)
         True
     """
