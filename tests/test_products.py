@@ -242,6 +242,7 @@ def test_constants_and_distillation_pass_over_what_may_give_combinations() -> No
     queries = small.get_submodule("3.q").weight.clone()
     done = repair(model, small, plan, DATA.split(16), how="compensate")
     assert "3.q.weight" not in {each.name for each in done.layers}
+    assert "combinations" in done.left["3.q.weight"]
     assert torch.equal(small.get_submodule("3.q").weight, queries)
 
 

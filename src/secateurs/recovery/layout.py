@@ -21,6 +21,9 @@ from secateurs.recovery.readers import Reader, place_in
 from secateurs.recovery.recording import Recorder
 
 
+_SPARED = "its outputs may be combinations of the original's, which have other constants"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layout:
     """The fits of a smaller network, in the order in which its forward pass comes to them.
@@ -227,8 +230,9 @@ class _Search:
             is_cut = bool(self.cuts.get((name, reading)))
             is_changed = call in self.behind and call not in self.small.of_states
             is_mixed = (call, False) in self.mixes
-            if (is_cut or is_changed or is_mixed) and call not in self.spared:
-                reason = self._add(call, reader, name, found, is_cut=is_cut)
+            if is_cut or is_changed or is_mixed:
+                is_spared = call in self.spared
+                reason = _SPARED if is_spared else self._add(call, reader, name, found, is_cut=is_cut)
                 if reason and is_cut:
                     self.left[name] = reason
         known = {link.name for link in found} | set(self.left) | {links[0].name for links in self.shared}
