@@ -232,18 +232,18 @@ def test_values_of_shared_heads_are_fitted_for_all_that_read_them() -> None:
 
 
 def test_constants_and_distillation_pass_over_what_may_give_combinations() -> None:
-    model = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), made("separate")).eval()
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), made("separate")).eval()
     graph = secateurs.trace(model, X)
     plan = secateurs.Plan.of(graph, {"0": [1, 2], head_dims(graph)[0]: [1]})
     small = secateurs.apply(model, plan)
     done = repair(model, small, plan, DATA.split(16))
     names = {each.name: each.what for each in done.layers}
-    assert names["3.q.weight"] == names["3.k.weight"] == "combinations"
-    queries = small.get_submodule("3.q").weight.clone()
+    assert names["2.q.weight"] == names["2.k.weight"] == "combinations"
+    queries = small.get_submodule("2.q").weight.clone()
     done = repair(model, small, plan, DATA.split(16), how="compensate")
-    assert "3.q.weight" not in {each.name for each in done.layers}
-    assert "combinations" in done.left["3.q.weight"]
-    assert torch.equal(small.get_submodule("3.q").weight, queries)
+    assert "2.q.weight" not in {each.name for each in done.layers}
+    assert "combinations" in done.left["2.q.weight"]
+    assert torch.equal(small.get_submodule("2.q").weight, queries)
 
 
 class Narrow(nn.Module):

@@ -20,7 +20,6 @@ from secateurs.recovery.points import calls_behind, chain_of, feeds, norms_behin
 from secateurs.recovery.readers import Reader, place_in
 from secateurs.recovery.recording import Recorder
 
-
 _SPARED = "its outputs may be combinations of the original's, which have other constants"
 
 
