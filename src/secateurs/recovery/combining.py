@@ -121,7 +121,7 @@ def combinations(
     found: Mapping[Factors, Mapping[Place, Left]],
     inputs: Iterable[Inputs],
     add_up: Callable[[Tensor], Tensor],
-) -> dict[Place, Tensor]:
+) -> tuple[dict[Place, Tensor], int]:
     """What each place is to hold: combinations of what was there before the cut, ``(C', C)``.
 
     Args:
@@ -129,6 +129,9 @@ def combinations(
         found: The factors, and what is left of both.
         inputs: All batches.
         add_up: Gives the sum of a tensor over all processes.
+
+    Returns:
+        The combinations, and the bytes that the sums took.
     """
     ranks = {factors: LowRank(factors, device_of(model)) for factors in found}
 
@@ -156,4 +159,4 @@ def combinations(
                     continue
                 mix[places] = 0
                 mix[places[:, None], channels] = best[part].T.cpu() * own.factors[places, None]
-    return mixes
+    return mixes, sum(each.nbytes for rank in ranks.values() for each in rank.sums)

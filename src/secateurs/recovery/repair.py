@@ -199,7 +199,7 @@ class _Repairing:
             spared = {call for places in found.values() for call, is_weight in places if not is_weight}
             return lay_out(both, plan, weights=False, spared=spared)
         found = {each: left for each, left in found.items() if can_be_refitted(both, left)}
-        mixes = combinations(self.model, found, self.inputs, self._added_up)
+        mixes, self.peak = combinations(self.model, found, self.inputs, self._added_up)
         return lay_out(both, plan, weights=True, mixes=mixes)
 
     def _added_up(self, tensor: Tensor) -> Tensor:
