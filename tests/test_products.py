@@ -143,6 +143,20 @@ def test_no_combinations_miss_less() -> None:
         assert float(rank.missed()[12 - left]) == pytest.approx(float(missed / squares.sum()), rel=1e-3)
 
 
+def test_few_rows_leave_no_dimension_empty() -> None:
+    torch.manual_seed(4)
+    model = made("one head")
+    graph = secateurs.trace(model, X)
+    plan = secateurs.Plan.of(graph, {head_dims(graph)[0]: [0, 4, 5, 6]})
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        repair(model, small, plan, [DATA[:1, :3]])  # three rows for eight dimensions that stay
+        logits = [net.q(DATA) @ net.k(DATA).mT / net.q.out_features**0.5 for net in (model, small)]  # type: ignore[union-attr, operator]
+    wanted, given = (each - each.mean(-1, keepdim=True) for each in logits)
+    assert bool((small.q.weight.norm(dim=1) > 1e-3).all())  # type: ignore[union-attr, operator]
+    assert (given - wanted).square().mean() < 0.2 * wanted.square().mean()
+
+
 def test_keys_that_are_all_zero_are_no_matter() -> None:
     model = made("separate")
     model.k.weight.data.zero_()  # type: ignore[union-attr]

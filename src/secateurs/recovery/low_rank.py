@@ -23,6 +23,7 @@ from torch import Tensor
 from secateurs.recovery.factors import Factors
 from secateurs.recovery.readers import Reader
 
+_UNSEEN = 1e-6  # a share of the mean square that each dimension has at least, which few data do not show
 _NOTHING = 1e-9  # a share of the largest value that is none
 _TINY = 1e-30
 
@@ -108,6 +109,8 @@ class LowRank:
         if self.factors.is_centred:
             side = 0 if self.factors.is_read else 1
             products[side] -= means[side, :, :, None] * means[side, :, None, :]
+        spread = products.diagonal(dim1=2, dim2=3)
+        spread += _UNSEEN * spread.mean(2, keepdim=True)
         left, right = _root(products)
         u, values, v = torch.linalg.svd(left.mT @ right)
         first, second = right @ v.mT, left @ u
