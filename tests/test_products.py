@@ -59,6 +59,55 @@ def test_what_may_be_exchanged_is_found(name: str) -> None:
     assert len(values) == (name not in VALUES_READ_TOO)
 
 
+class ByLetters(nn.Module):
+    """Attention in two einsums; the values come first in the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(8, 12),
+            nn.Linear(8, 12),
+            nn.Linear(8, 12),
+            nn.Linear(12, 2),
+        )
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        return [layer(x).unflatten(-1, (3, -1)) for layer in (self.q, self.k, self.v)]  # (N, n, heads, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+        out: Tensor = self.out(torch.einsum("bjhd,bhij->bihd", v, weights).flatten(2))
+        return out
+
+
+def test_products_by_letters_are_found_and_ranked() -> None:
+    torch.manual_seed(1)
+    model = ByLetters().eval()
+    with torch.no_grad():
+        keys, values = factors_in(model, X, Recorder(model, X, written_out=True))
+        q, k, _ = (each.double().movedim(2, 0).flatten(1, 2) for each in model.split(DATA))
+    assert keys.first.channels.tolist() == values.second.channels.tolist()
+    assert keys.first.channels.tolist() == torch.arange(12).view(3, 4).tolist()
+    assert (keys.is_read, values.is_read) == (False, True)
+    graph = secateurs.trace(model, X)
+    assert len(graph.products) == 1
+    scores = secateurs.score(model, graph, "reconstruction", data=DATA.split(16))
+    of_keys = (each for each in graph.groups if any(part.parameter == "k.weight" for part in each.slices))
+    (group,) = (each for each in of_keys if each.size == 4)
+    squares = sum(
+        torch.linalg.svdvals(one @ (two - two.mean(0)).mT).square()[:4] for one, two in zip(q, k, strict=True)
+    )
+    assert isinstance(squares, Tensor) and scores.curves is not None
+    missed = squares.flip(0).cumsum(0)[:3] / squares.sum()
+    share = scores.curves[group.name][1:] / missed  # of the stream's variance
+    assert share.tolist() == pytest.approx([float(share[0])] * 3, rel=1e-3)
+    plan = secateurs.Plan.of(graph, {group.name: [0]})
+    small = secateurs.apply(model, plan)
+    done = repair(model, small, plan, DATA.split(16))
+    assert [each.what for each in done.layers] == ["combinations", "combinations", "weights"]
+
+
 def test_heads_that_share_keys_are_one_part() -> None:
     model = made("grouped queries")
     with torch.no_grad():

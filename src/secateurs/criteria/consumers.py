@@ -25,9 +25,8 @@ from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
-from secateurs.graph.packed import call_tensors
 from secateurs.recovery.chains import Chain
-from secateurs.recovery.factors import Factors, factors_in
+from secateurs.recovery.factors import Factors, factors_in, operands_of
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import chain_of, next_reader
@@ -81,11 +80,10 @@ class Consumers:
             for reader in points.get(call, ()):
                 self.places[reader].arrive(result)
 
-        def meet(call: int, operands: list[Tensor]) -> None:
-            if call in self.products:
-                place = self.products[call]
-                one, other = place.product.arguments
-                place.take(operands[one], operands[other])
+        def meet(call: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            both = operands_of(func, args, kwargs) if call in self.products else None
+            if both is not None:
+                self.products[call].take(*both)
 
         with torch.no_grad(), _WatchingAll(see, arrive, meet), RecurrenceWrittenOut():
             batch.outputs()
@@ -159,7 +157,7 @@ class _WatchingAll(Watching):
         self,
         see: Callable[[int, Reader, Tensor], None],
         arrive: Callable[[int, Any], None],
-        meet: Callable[[int, list[Tensor]], None],
+        meet: Callable[[int, Any, tuple[Any, ...], dict[str, Any]], None],
     ) -> None:
         super().__init__(see)
         self._arrive, self._meet = arrive, meet
@@ -169,7 +167,7 @@ class _WatchingAll(Watching):
     ) -> Any:
         before = self._call
         if is_numbered(func):
-            self._meet(before, call_tensors(args, kwargs or {}))
+            self._meet(before, func, args, kwargs or {})
         out = super().__torch_function__(func, types, args, kwargs)
         if self._call > before:
             self._arrive(before, out)

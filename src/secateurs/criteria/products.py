@@ -54,9 +54,9 @@ class ProductPlace:
     Example:
         >>> import numpy as np
         >>> place = ProductPlace(
-        ...     UnitProduct(call=0, arguments=(0, 1), turned=True, units=np.arange(2)), torch.device("cpu")
+        ...     UnitProduct(call=0, units=np.arange(2)), torch.device("cpu")
         ... )
-        >>> place.take(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [5.0]]))
+        >>> place.take(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 5.0]]]))
         >>> place.moments().tolist()  # contributions of 3 and 10
         [[9.0, 30.0], [30.0, 100.0]]
     """
@@ -68,16 +68,9 @@ class ProductPlace:
         self._sum = torch.zeros(count, dtype=torch.float64, device=device)
         self._products = torch.zeros(count, count, dtype=torch.float64, device=device)
 
-    def take(self, one: Tensor, other: Tensor) -> None:
-        """Take in both factors, ``(..., n, units)`` and, where it is turned, ``(..., units, m)``."""
-        first, second = one.detach(), (other.mT if self.product.turned else other).detach()
-        if first.dim() > 2 and second.dim() > 2 and first.shape[-3] != second.shape[-3] > 1:
-            second = second.repeat_interleave(
-                first.shape[-3] // second.shape[-3], -3
-            )  # heads that share keys
-        whole = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-        first, second = (each.expand(*whole, *each.shape[-2:]).flatten(0, -3) if whole else each[None]
-                         for each in (first, second))  # fmt: skip
+    def take(self, first: Tensor, second: Tensor) -> None:
+        """Take in both factors, ``(..., n, units)`` and ``(..., m, units)``."""
+        first, second = (each.detach().flatten(0, -3) for each in (first, second))
         self._products += ((first.mT @ first).double() * (second.mT @ second)).sum(0)
         self._sum += (first.sum(1).double() * second.sum(1)).sum(0)
         self._count += first.shape[0] * first.shape[1] * second.shape[1]

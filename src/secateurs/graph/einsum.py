@@ -66,6 +66,32 @@ def letters_of(args: tuple[Any, ...]) -> tuple[list[tuple[Letter, ...]], tuple[L
     return None if read is None else ([term.letters for term in read[0]], read[1])
 
 
+def factors_of(args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """Both operands as batches of matrices that are multiplied; None unless they sum over one dimension.
+
+    Args:
+        args: What ``torch.einsum`` takes.
+
+    Returns:
+        ``(..., n, d)`` and ``(..., m, d)``.
+
+    Example:
+        >>> one, two = factors_of(("bihd,bjhd->bhij", torch.zeros(2, 3, 4, 5), torch.zeros(2, 7, 4, 5)))
+        >>> one.shape, two.shape
+        (torch.Size([2, 4, 3, 5]), torch.Size([2, 4, 7, 5]))
+    """
+    read = _read(args)
+    if read is None or len(read[0]) != 2:
+        return None
+    (left, right), result = read
+    both = [letter for letter in left.letters if letter in right.letters]
+    batch, inner = ([each for each in both if (each in result) == kept] for kept in (True, False))
+    rows, columns = ([each for each in term.letters if each not in both] for term in (left, right))
+    if len(inner) != 1 or not {*rows, *columns} <= {*result}:
+        return None
+    return _matrix(left, batch, rows, inner), _matrix(right, batch, columns, inner)
+
+
 def _read(args: tuple[Any, ...]) -> tuple[list[_Term], tuple[Letter, ...]] | None:
     """The terms and the letters of the result; None where torch must see to it."""
     operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]

@@ -124,15 +124,10 @@ class UnitProduct:
 
     Args:
         call: Number of the call in the forward pass.
-        arguments: Positions of the two activations among the call's tensors.
-        turned: Whether the second has units in the last dimension but one, as in a matrix product; the first
-            has them in the last, and so has the second otherwise, as in a function for attention.
         units: For each index of that dimension its unit's number, `NO_UNIT` where there is none.
     """
 
     call: int
-    arguments: tuple[int, int]
-    turned: bool
     units: Indices
 
 

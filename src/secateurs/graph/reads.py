@@ -63,17 +63,19 @@ def unit_products(
         count: How many units there are.
     """
     dims = {(read.call, read.argument): len(read.dims) for read in tracer.products}
+    summed = {read.call: {dim.size for dim in read.contracted} for read in tracer.products}
     by_call: dict[int, list[UnitRead]] = {}
     for read in unit_reads(tracer.products, unit_factors, count):
         by_call.setdefault(read.call, []).append(read)
     found = []
     for call, reads in by_call.items():
-        turned = _PRODUCTS.get(tracer.called[call].name)
-        if turned is None or len(reads) != 2 or min(dims[call, read.argument] for read in reads) < 2:
+        name = tracer.called[call].name
+        if len(reads) != 2 or not np.array_equal(reads[0].units, reads[1].units):
             continue
-        places = tuple(read.dim - dims[call, read.argument] for read in reads)
-        one, other = reads
-        if places == (-1, -2 if turned else -1) and np.array_equal(one.units, other.units):
-            pair = one.argument, other.argument
-            found.append(UnitProduct(call=call, arguments=pair, turned=turned, units=one.units))
+        lengths = [dims[call, read.argument] for read in reads]
+        places = tuple(read.dim - length for read, length in zip(reads, lengths, strict=True))
+        usual = (-1, -2 if _PRODUCTS.get(name) else -1)
+        by_letters = name == "einsum" and summed[call] == {len(reads[0].units)}
+        if by_letters or (name in _PRODUCTS and min(lengths) >= 2 and places == usual):
+            found.append(UnitProduct(call=call, units=reads[0].units))
     return tuple(found)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.calls import is_numbered
+from secateurs.graph.einsum import factors_of
 from secateurs.graph.packed import call_tensors, tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.passes import exchanged
@@ -31,11 +32,11 @@ from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
 _PRODUCTS = {  # the places of the factors, and whether the second has what is summed over last but one
-    **dict.fromkeys(("matmul", "__matmul__", "bmm"), (0, 1, True)),
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm"), (0, 1, True)),
     "baddbmm": (1, 2, True),
     "scaled_dot_product_attention": (0, 1, False),
 }
-_FIRST, _SECOND, _VALUES, _READ = range(4)
+_FIRST, _SECOND, _READ = range(3)  # and from there on what may be averaged
 _WIDE = (torch.float32, torch.float64)  # in which numbers of outputs are told apart
 _NEAR = 0.05  # by which a number that was moved, scaled and averaged may miss a whole one
 _EVEN = 1e-4  # by which what should be one number for all may differ, as a share of it
@@ -147,33 +148,48 @@ def factors_in(
         return tuple(replace(each, is_centred=each in softened or each in biased) for each in free)
 
 
-def operands_of(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+def operands_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
     """Both factors of a call that multiplies, ``(..., n, d)`` and ``(..., m, d)`` with one leading shape.
 
     Args:
-        name: The name of the torch function.
-        tensors: What it is given.
+        func: The torch function.
+        args: Its positional arguments.
+        kwargs: Its arguments by name.
+
+    Example:
+        >>> one, other = operands_of(torch.matmul, (torch.zeros(2, 3, 4), torch.zeros(4, 5)), {})
+        >>> one.shape, other.shape
+        (torch.Size([2, 3, 4]), torch.Size([2, 5, 4]))
     """
-    places = _PRODUCTS.get(name)
-    if places is None or len(tensors) <= places[1]:
+    name = getattr(func, "__name__", "")
+    if name == "einsum":
+        both = factors_of(args) if not kwargs else None
+        if both is None:
+            return None
+        first, second = both
+    elif name in _PRODUCTS:
+        tensors, (one, other, is_turned) = call_tensors(args, kwargs), _PRODUCTS[name]
+        if len(tensors) <= other or min(tensors[one].dim(), tensors[other].dim()) < 2:
+            return None
+        first, second = tensors[one], tensors[other].mT if is_turned else tensors[other]
+    else:
         return None
-    first, second = tensors[places[0]], tensors[places[1]]
-    if min(first.dim(), second.dim()) < 3 or not first.numel() or not second.numel():
+    if not first.numel() or not second.numel():
         return None
-    second = second.mT if places[2] else second
     if first.dim() > 3 and second.dim() > 3 and first.shape[-3] != second.shape[-3] > 1:
         second = second.repeat_interleave(first.shape[-3] // second.shape[-3], -3)  # heads that share keys
-    whole = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    whole = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2]) or (1,)
     return first.expand(*whole, *first.shape[-2:]), second.expand(*whole, *second.shape[-2:])
 
 
-def _values_of(name: str, tensors: Sequence[Tensor]) -> Tensor | None:
-    """What a call averages over positions, ``(..., m, d)``, where it is one of attention."""
-    if name not in _PRODUCTS:
-        return None
-    place = 2 if name == "scaled_dot_product_attention" else _PRODUCTS[name][1]
-    values = tensors[place] if place < len(tensors) else None
-    return values if values is not None and values.dim() > 2 and values.numel() else None
+def _averaged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """What a call may average over positions, ``(..., m, d)``."""
+    if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+        tensors = call_tensors(args, kwargs)
+        if len(tensors) > 2 and tensors[2].dim() > 2 and tensors[2].numel():
+            yield tensors[2]
+    elif (both := operands_of(func, args, kwargs)) is not None:
+        yield from (each.mT for each in reversed(both))
 
 
 class _Exchanging(Watching):
@@ -194,11 +210,10 @@ class _Exchanging(Watching):
     ) -> Any:
         kwargs = kwargs or {}
         if self._meet is not None and is_numbered(func):
-            name, tensors = getattr(func, "__name__", ""), call_tensors(args, kwargs)
-            both, values = operands_of(name, tensors), _values_of(name, tensors)
-            for side, tensor in enumerate((*(both or (None, None)), values)):
-                if tensor is not None:
-                    self._meet(self._call, side, tensor)
+            for side, factor in enumerate(operands_of(func, args, kwargs) or ()):
+                self._meet(self._call, side, factor)
+            for side, values in enumerate(_averaged(func, args, kwargs), _READ + 1):
+                self._meet(self._call, side, values)
         mix = self._columns.get(self._call) if is_numbered(func) else None
         reader = None if mix is None else reader_of(func, args, kwargs)
         if reader is not None and mix is not None:
@@ -298,7 +313,7 @@ class _Search:
         """Where what one layer gives is read by another, as it is or averaged over positions."""
         heads: dict[int, list[Tensor]] = {}
         for (call, side), channels in self._channels.items():
-            if side == _VALUES:
+            if side > _READ:
                 heads.setdefault(self._sources[call, side], []).append(channels.unique(dim=0))
         for (call, side), channels in self._channels.items():
             if side != _READ:
