@@ -118,6 +118,7 @@ def lay_out(
     )  # what a constant can mend is behind the cut itself
     search = _Search(both, plan, behind, mixes or {}, spared)
     found, whole, small = search.links(), both.whole, both.small
+    assert search.begun == {call for call, _ in mixes or ()}, "both sides of a product change, or none"
     fits: list[Fit] = []
     for links in _together(found, small).values():
         fits += _fits(links, search, weights)
@@ -211,6 +212,7 @@ class _Search:
         self.plan, self.behind, self.mixes, self.spared = plan, behind, mixes, spared
         self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
         self.left: dict[str, str] = {}
+        self.begun: set[int] = set()
         self.aims: dict[str, Aim] = {}
         self.shared: list[list[Link]] = []
         self._said: dict[int, str | None] = {}
@@ -328,6 +330,7 @@ class _Search:
             made_of=self.small.made_of(reader.weight),
         )
         if mix is not None or columns is not None:
+            self.begun.add(call)
             begin(
                 link,
                 other,
