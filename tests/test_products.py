@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import secateurs
 from secateurs.recovery import repair
-from secateurs.recovery.factors import factors_in
+from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.features import boundaries
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.recording import Recorder
@@ -341,6 +341,20 @@ def test_an_activation_lets_no_combinations_through(between: nn.Module) -> None:
         model = nn.Sequential(nn.Linear(8, 6), module, nn.Linear(6, 3)).eval()
         with torch.no_grad():
             assert len(factors_in(model, X, Recorder(model, X, written_out=True))) == count
+
+
+def test_a_model_that_gives_no_real_numbers_proves_nothing() -> None:
+    class Answers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = made("separate")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).argmax(-1)  # type: ignore[no-any-return]
+
+    model = Answers().eval()
+    with torch.no_grad():
+        assert factors_in(model, X, Recorder(model, X, written_out=True)) == ()
 
 
 def test_a_layer_behind_a_layer_gives_combinations() -> None:

@@ -22,7 +22,8 @@ from torch.nn.utils.parametrizations import weight_norm
 import secateurs
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.recovery import pairs, repair
-from secateurs.recovery.layout import Both, lay_out
+from secateurs.recovery.both import Both
+from secateurs.recovery.layout import lay_out
 from toy import OwnNorm, conv
 
 

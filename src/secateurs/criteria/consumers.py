@@ -25,8 +25,10 @@ from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
+from secateurs.graph.products import operands_of
 from secateurs.recovery.chains import Chain
-from secateurs.recovery.factors import Factors, factors_in, operands_of
+from secateurs.recovery.factor_search import factors_in
+from secateurs.recovery.factors import Factors
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import chain_of, next_reader

@@ -8,13 +8,9 @@ import numpy as np
 
 from secateurs.graph.groups import NO_UNIT, Indices, UnitProduct, UnitRead
 from secateurs.graph.labels import Dim
+from secateurs.graph.products import PRODUCTS
 from secateurs.graph.records import Read
 from secateurs.graph.tracing import Tracer
-
-_PRODUCTS = {  # of activations, and whether the second has what is summed over in the last dimension but one
-    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "baddbmm"), True),
-    "scaled_dot_product_attention": False,
-}
 
 
 def unit_reads(
@@ -74,8 +70,8 @@ def unit_products(
             continue
         lengths = [dims[call, read.argument] for read in reads]
         places = tuple(read.dim - length for read, length in zip(reads, lengths, strict=True))
-        usual = (-1, -2 if _PRODUCTS.get(name) else -1)
         by_letters = name == "einsum" and summed[call] == {len(reads[0].units)}
-        if by_letters or (name in _PRODUCTS and min(lengths) >= 2 and places == usual):
+        usual = (-1, -2 if name in PRODUCTS and PRODUCTS[name][2] else -1)
+        if by_letters or (name in PRODUCTS and min(lengths) >= 2 and places == usual):
             found.append(UnitProduct(call=call, units=reads[0].units))
     return tuple(found)

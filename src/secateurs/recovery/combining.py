@@ -8,7 +8,6 @@ a weight, and nothing else reads them, the two can give the best combinations of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -16,40 +15,16 @@ from torch import Tensor, nn
 
 from secateurs.graph.running import Inputs, call_model, device_of
 from secateurs.planning.plan import Plan
-from secateurs.recovery.factors import Factors, factors_in
-from secateurs.recovery.layout import Both, chosen, inputs_left, outputs_left
+from secateurs.recovery.both import Both
+from secateurs.recovery.factor_search import factors_in
+from secateurs.recovery.factors import Factors
+from secateurs.recovery.kept import Kept, inputs_kept, outputs_kept
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.readers import Reader, Watching, place_in
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
 Place: TypeAlias = tuple[int, bool]  # the call of a layer; whether the columns of its weight are meant
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Left:
-    """What a plan leaves of a layer's outputs, or of the columns of its weight.
-
-    Args:
-        kept: ``(C',)`` indices of those that stay.
-        factors: ``(C',)`` what the cut multiplied them by.
-        count: ``C``: how many there were.
-    """
-
-    kept: Tensor
-    factors: Tensor
-    count: int
-
-    @property
-    def mask(self) -> Tensor:
-        """``(C,)``: whether one stays."""
-        mask = torch.zeros(self.count, dtype=torch.bool)
-        mask[self.kept] = True
-        return mask
-
-    def as_planned(self) -> Tensor:
-        """``(C', C)``: those that stay, each for itself."""
-        return chosen(self.kept, self.factors, self.count)
 
 
 def exchangeable(
@@ -60,7 +35,7 @@ def exchangeable(
     before: Mapping[str, Tensor],
     *,
     agree: Callable[[bool], bool] = bool,
-) -> dict[Factors, dict[Place, Left]]:
+) -> dict[Factors, dict[Place, Kept]]:
     """The factors that a plan takes dimensions from, and what it leaves of both.
 
     Args:
@@ -84,22 +59,15 @@ def exchangeable(
     return found
 
 
-def _left(place: Place, plan: Plan, record: Recorder, before: Mapping[str, Tensor]) -> Left | None:
+def _left(place: Place, plan: Plan, record: Recorder, before: Mapping[str, Tensor]) -> Kept | None:
     """What a plan leaves in a place; None where the weight is no parameter, or no rows of one."""
-    reader, is_weight = record.readers[place[0]], place[1]
+    call, is_weight = place
+    reader, find = record.readers[call], inputs_kept if is_weight else outputs_kept
     name = record.name_of(reader.weight)
-    dims = None if name is None else place_in(reader, before[name])
-    if name is None or dims is None:
-        return None
-    reading, outputs, first = dims
-    if is_weight:
-        kept = inputs_left(plan, name, before[name].shape[reading], reading)
-        return Left(kept=kept, factors=torch.ones(len(kept)).double(), count=reader.columns)
-    kept, factors = outputs_left(reader, plan, name, before[name].shape[outputs], outputs, first)
-    return Left(kept=kept, factors=factors, count=reader.outputs)
+    return None if name is None else find(reader, plan, name, before[name])
 
 
-def can_be_refitted(both: Both, left: Mapping[Place, Left]) -> bool:
+def can_be_refitted(both: Both, left: Mapping[Place, Kept]) -> bool:
     """Whether the layers have what a plan says, with weights and biases of their own."""
     for (call, is_weight), each in left.items():
         whole, small = both.whole.readers[call], both.small.readers.get(call)
@@ -111,14 +79,14 @@ def can_be_refitted(both: Both, left: Mapping[Place, Left]) -> bool:
         before, after = list(both.whole.shapes[call]), list(both.small.shapes[call])
         lengths = before.pop(whole.channel), after.pop(small.channel)
         lengths = (whole.columns, small.columns) if is_weight else lengths
-        if lengths != (each.count, len(each.kept)) or before != after:
+        if lengths != (each.count, len(each.indices)) or before != after:
             return False
     return True
 
 
 def combinations(
     model: nn.Module,
-    found: Mapping[Factors, Mapping[Place, Left]],
+    found: Mapping[Factors, Mapping[Place, Kept]],
     inputs: Iterable[Inputs],
     add_up: Callable[[Tensor], Tensor],
 ) -> tuple[dict[Place, Tensor], int]:
@@ -151,7 +119,7 @@ def combinations(
         sides = zip(factors.places, factors.sides(), rank.combinations(count), strict=True)
         for place, (factor, parts), best in sides:
             own = left[place]
-            mix = mixes.setdefault(place, own.as_planned())
+            mix = mixes.setdefault(place, own.matrix)
             rows = own.mask.cumsum(0) - 1
             for channels, part in zip(factor.channels, parts, strict=True):
                 places = rows[channels[own.mask[channels]]]

@@ -17,7 +17,7 @@ from secateurs.graph.packed import first_tensor
 from secateurs.graph.running import Inputs, call_model, modes_kept, plain_kernels
 from secateurs.planning.plan import Plan
 from secateurs.recovery.combining import exchangeable
-from secateurs.recovery.layout import outputs_left
+from secateurs.recovery.kept import outputs_kept
 from secateurs.recovery.points import way_of
 from secateurs.recovery.readers import Reader, place_in
 from secateurs.recovery.recording import Recorder
@@ -139,9 +139,8 @@ def _kept(reader: Reader, name: str, parameter: Tensor, plan: Plan) -> Tensor | 
     cuts = {axis.dim: axis.removed for axis in plan.axes if axis.parameter == name}
     if place is None or not cuts.get(place[0]):
         return None
-    _, dim, first = place
-    kept, factors = outputs_left(reader, plan, name, parameter.shape[dim], dim, first)
-    return kept if bool((factors == 1).all()) else None
+    kept = outputs_kept(reader, plan, name, parameter)
+    return kept.indices if kept is not None and bool((kept.factors == 1).all()) else None
 
 
 class Features:

@@ -1,11 +1,12 @@
-"""One fit: the layers whose outputs meet in one point, by one set of normal equations, and how it is written.
+"""One fit: the layers whose outputs meet in one point, by one set of normal equations.
 
 At the point the smaller network gives ``p = s * (W x + b) + rest`` and the original ``q``. Ridge regression
 of ``q - p`` on ``x`` gives what is missing, ``V x + c``: an error in ``rest``, such as that of a residual
 stream, is made up for as well. Then ``W`` becomes ``W + V / s``, and ``c`` goes where a constant can be held.
 
 A weight that several calls share is fitted for all of them: their positions enter one set of equations, of
-what is missing divided by ``s``, which may differ from call to call.
+what is missing divided by ``s``, which may differ from call to call. `secateurs.recovery.writing` changes the
+layers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from secateurs.recovery.chains import Chain, Norm
+from secateurs.recovery.chains import Chain
 from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
 from secateurs.recovery.moves import positions_of, values_at
@@ -250,105 +251,3 @@ class Equations:
         before = float(power[1].sum()) / whole
         after = float(self.missing.error(weights, bias).sum()) / whole
         return Solution(weights=parts, bias=bias.flatten(), before=before, after=after)
-
-
-def write(equations: Equations, solution: Solution) -> None:
-    """Change the weights, and what holds the constant; evaluation then gives the solution at the point."""
-    home = next((link for link in equations.fit.links if link.chain.homes), None)
-    start = 0
-    for place, link in enumerate(equations.fit.links):
-        constant = solution.bias if link is home else torch.zeros_like(solution.bias)
-        is_written = False
-        if solution.weights:
-            columns = slice(start, start + link.reader.columns)
-            start += link.reader.columns
-            is_written = link.chain.norm is not None
-            if link.chain.norm is not None:
-                _write_with_norm(
-                    link, link.chain.norm, solution.weights[place], constant, equations.missing, columns
-                )
-            else:
-                _write_plainly(link, solution.weights[place])
-        if link is home and not is_written:
-            _shift(link, constant)
-
-
-def _write_plainly(link: Link, missing: Tensor) -> None:
-    gain = torch.where(link.gain == 0, 1.0, link.gain).view(missing.shape[0], -1, 1)
-    _set(link, link.reader.weight.data + link.reader.unfolded(missing / gain.to(missing)))
-
-
-def begin(link: Link, original: Reader, rows: Tensor, columns: Tensor) -> None:
-    """Give a layer combinations of the original's weights, from which its fit goes on.
-
-    Args:
-        link: The layer, alone at its point where `rows` are combinations.
-        original: Its call in the original.
-        rows: ``(C, C of the original)``: what it is to give of the original's outputs.
-        columns: ``(K, K of the original)``: what it reads of the original's inputs, or combinations of them.
-    """
-    old = original.matrix()[0].detach().double().unflatten(1, (-1, original.kernel))  # (C, K, kernel)
-    new = torch.einsum("ro,oik,ji->rjk", rows.to(old), old, columns.to(old)).flatten(1)
-    _set(link, link.reader.unfolded(new[None].to(link.reader.weight.dtype)))
-    if link.reader.bias is not None and original.bias is not None:
-        link.reader.bias.data.copy_(rows.to(old) @ original.bias.detach().double())
-
-
-def _set(link: Link, weight: Tensor) -> None:
-    link.reader.weight.data.copy_(weight)
-    if link.made_of is not None:
-        link.made_of.take(link.reader.weight)
-
-
-def _write_with_norm(
-    link: Link, norm: Norm, missing: Tensor, constant: Tensor, rows: Moments | Samples, columns: slice
-) -> None:
-    """A layer and the batch norm behind it, whose statistics become those of the layer's new outputs.
-
-    The norm is to give ``V x + c``. The layer gets ``W = V / s``, the norm gets the mean and variance of
-    ``W x + b``, and such a scale and shift that in evaluation it multiplies by ``s`` and gives ``c`` at
-    ``x = 0``. A pass in training mode finds the same statistics, and so computes the same.
-    """
-    old = link.reader.matrix().double()  # (G, C, K)
-    shape = (old.shape[0], -1, 1)
-    onward = torch.where(link.gain == 0, 1.0, link.gain)
-    whole = norm.scale.view(shape) * old + missing / onward.view(shape)  # V
-    length, before = whole.norm(dim=2).flatten(), old.norm(dim=2).flatten()
-    # a row keeps its length, so that weight decay and learning rate act on it as before
-    sign = torch.where(norm.scale < 0, -1.0, 1.0)
-    inner = torch.where((length > 0) & (before > 0), sign * length / before, norm.scale)  # s
-    inner = torch.where(inner == 0, 1.0, inner)
-    new = whole / inner.view(shape)  # W
-    bias = torch.zeros_like(constant) if link.reader.bias is None else link.reader.bias.detach().double()
-    assert norm.weight is not None and norm.bias is not None
-    gives = norm.bias.detach().double() + norm.scale * (bias - norm.mean.double()) + constant / onward  # c
-    mean, var = (each.flatten() for each in rows.given(new, columns))
-    _set(link, link.reader.unfolded(new))
-    norm.mean.copy_(mean + bias)
-    norm.var.copy_(var * rows.count / max(rows.count - 1, 1))
-    norm.weight.data.copy_(inner * (norm.var.double() + norm.eps).sqrt())
-    norm.bias.data.copy_(gives + inner * (norm.mean.double() - bias))
-
-
-def _shift(link: Link, constant: Tensor) -> None:
-    """Add a constant at the point: in the first place that can hold it for every channel, or the best."""
-    home, gain = max(link.chain.homes, key=lambda each: int((each[1] != 0).sum()))
-    more = torch.where(gain == 0, 0.0, constant / torch.where(gain == 0, 1.0, gain))
-    home.data += more.to(home.dtype).view_as(home)
-
-
-def correct(equations: Equations, solution: Solution, smaller: Tensor, readings: dict[int, Reading]) -> None:
-    """Change the smaller network's value at the point, in place, as the new weights would have."""
-    fit = equations.fit
-    weights, bias = solution.weights, solution.bias
-    if fit.others:  # the solution is that of the weight itself
-        gain = fit.gains[0].to(bias)
-        weights = tuple(each * gain.view(each.shape[0], -1, 1) for each in weights)
-        bias = bias * gain
-    for part, link in zip(weights, fit.links, strict=False):
-        reader = link.reader
-        more = readings[link.chain.call].at_point(reader.unfolded(part.to(reader.weight.dtype)))
-        smaller += more.to(smaller.dtype)
-    shape = [1] * smaller.dim()
-    shape[fit.links[0].chain.channel] = len(bias)
-    smaller += bias.to(smaller.dtype).view(shape)

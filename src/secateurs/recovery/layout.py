@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateurs.errors import TrainingError
-from secateurs.graph.copying import tensors_of
-from secateurs.graph.running import Inputs
 from secateurs.planning.plan import Plan
-from secateurs.recovery.fitting import Aim, Fit, Link, begin
+from secateurs.recovery.both import Both
+from secateurs.recovery.fitting import Aim, Fit, Link
+from secateurs.recovery.kept import inputs_kept, outputs_kept
 from secateurs.recovery.moments import WIDEST
 from secateurs.recovery.moves import positions_of
 from secateurs.recovery.points import calls_behind, chain_of, feeds, norms_behind
 from secateurs.recovery.readers import Reader, place_in
 from secateurs.recovery.recording import Recorder
+from secateurs.recovery.writing import begin
 
 _SPARED = "its outputs may be combinations of the original's, which have other constants"
 
@@ -41,55 +41,6 @@ class Layout:
     copied: frozenset[int]
     held: tuple[int, ...]
     norms: tuple[Tensor, ...] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Both:
-    """A pass of the original and one of the smaller network, written down.
-
-    Args:
-        whole: That of the original.
-        small: That of the smaller network.
-        before: Parameters and buffers of the original, by name.
-        after: Those of the smaller network.
-    """
-
-    whole: Recorder
-    small: Recorder
-    before: Mapping[str, Tensor]
-    after: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module, smaller: nn.Module, inputs: Inputs) -> Both:
-        """Run both, which are in evaluation mode.
-
-        Args:
-            model: The original.
-            smaller: The network after the cut.
-            inputs: A batch of inputs.
-
-        Raises:
-            TrainingError: The two do not call the same functions, or cannot be called on the inputs.
-        """
-        try:
-            whole, small = (Recorder(each, inputs, written_out=True) for each in (model, smaller))
-        except TypeError as error:
-            raise TrainingError(
-                f"{type(model).__name__} could not be called on a batch: {error}",
-                fix="a batch is inputs or (inputs, targets), so several inputs are ((one, other), None)",
-            ) from error
-        if whole.names != small.names:
-            both = zip((*whole.names, "nothing"), (*small.names, "nothing"), strict=False)
-            place, (one, other) = next(
-                (place, names) for place, names in enumerate(both) if len(set(names)) > 1
-            )
-            raise TrainingError(
-                "the smaller network calls other functions than the original, so their values cannot be "
-                "compared",
-                where=f"call {place} of the forward pass: {one} there, {other} here",
-                fix="repair(model, apply(model, plan), plan, batches), without hooks that compute",
-            )
-        return cls(whole, small, tensors_of(model), tensors_of(smaller))
 
 
 def lay_out(
@@ -301,16 +252,15 @@ class _Search:
     def _link(self, call: int, name: str, *, alone: bool = False, in_loop: bool = False) -> Link | str:
         """The link of a call; or why there is none."""
         reader, other = self.small.readers[call], self.whole.readers.get(call)
-        place = None if other is None else place_in(other, self.before[name])
-        if other is None or place is None:
+        if other is None:
             return "the original reads it in another way"
-        reading, outputs, first = place
-        size = self.before[name].shape[outputs]
-        kept, factors = outputs_left(other, self.plan, name, size, outputs, first)
-        if len(kept) != reader.outputs:
+        given, read = (of(other, self.plan, name, self.before[name]) for of in (outputs_kept, inputs_kept))
+        if given is None or read is None:
+            return "the original reads it in another way"
+        if len(given.indices) != reader.outputs:
             return "its outputs do not correspond to the original's"
         mix, columns = self.mixes.get((call, False)), self.mixes.get((call, True))
-        is_alone = alone or mix is not None or bool((factors != 1).any())
+        is_alone = alone or mix is not None or bool((given.factors != 1).any())
         chain = chain_of(self.small, call, alone=is_alone)
         before, after = list(self.whole.shapes[chain.point]), list(self.small.shapes[chain.point])
         if (before.pop(chain.channel), after.pop(chain.channel)) != (
@@ -321,84 +271,16 @@ class _Search:
                 return self._link(call, name, alone=True, in_loop=in_loop)
             return "its outputs are cut along another dimension too"
         key = name if name not in self.aims else f"{name} (call {call})"
-        self.aims[key] = Aim(kept=kept, factors=factors, mix=mix)
+        self.aims[key] = Aim(kept=given.indices, factors=given.factors, mix=mix)
         link = Link(
             name=key,
             reader=reader,
             chain=chain,
-            inputs=self._inputs_left(name, reading) if in_loop or call in self.small.of_states else None,
+            inputs=read.indices if in_loop or call in self.small.of_states else None,
             made_of=self.small.made_of(reader.weight),
         )
         if mix is not None or columns is not None:
             self.begun.add(call)
-            begin(
-                link,
-                other,
-                chosen(kept, factors, other.outputs) if mix is None else mix,
-                self._inputs_chosen(name, reading) if columns is None else columns,
-            )
+            rows = given.matrix if mix is None else mix
+            begin(link, other, rows, read.matrix if columns is None else columns)
         return link
-
-    def _inputs_left(self, name: str, dim: int) -> Tensor:
-        """Which indices of a dimension of a parameter the plan leaves."""
-        return inputs_left(self.plan, name, self.before[name].shape[dim], dim)
-
-    def _inputs_chosen(self, name: str, dim: int) -> Tensor:
-        """The same as a matrix."""
-        kept = self._inputs_left(name, dim)
-        return chosen(kept, torch.ones(len(kept), dtype=torch.float64), self.before[name].shape[dim])
-
-
-def chosen(kept: Tensor, factors: Tensor, count: int) -> Tensor:
-    """``(kept, count)``: some of a number of things as a matrix, each with a factor.
-
-    Args:
-        kept: Their indices.
-        factors: The factors.
-        count: How many there are.
-    """
-    matrix = torch.zeros(len(kept), count, dtype=torch.float64)
-    matrix[torch.arange(len(kept)), kept] = factors
-    return matrix
-
-
-def inputs_left(plan: Plan, name: str, size: int, dim: int) -> Tensor:
-    """Which indices of a dimension of a parameter a plan leaves.
-
-    Args:
-        plan: The cut.
-        name: The parameter.
-        size: Length of the dimension.
-        dim: The dimension.
-    """
-    kept = torch.ones(size, dtype=torch.bool)
-    for axis in plan.axes:
-        if (axis.parameter, axis.dim) == (name, dim):
-            kept[list(axis.removed)] = False
-    return kept.nonzero().flatten()
-
-
-def outputs_left(
-    reader: Reader, plan: Plan, name: str, size: int, dim: int, first: int
-) -> tuple[Tensor, Tensor]:
-    """Which of a reader's outputs a plan leaves, and what it multiplies these by.
-
-    Args:
-        reader: The reader, in the network before the cut.
-        plan: The cut.
-        name: The parameter that its weight lies in.
-        size: Length of that parameter's dimension of outputs.
-        dim: That dimension.
-        first: The reader's first output there; see `place_in`.
-    """
-    keep, factors = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.float64)
-    for axis in plan.axes:
-        if (axis.parameter, axis.dim) == (name, dim):
-            keep[list(axis.removed)] = False
-    for each in plan.rescaled:
-        if (each.parameter, each.dim) == (name, dim):
-            factors[list(each.indices)] *= each.factor
-    shared = reader.turned and reader.windows  # the groups of a transposed convolution share its outputs
-    rows = first + torch.arange(reader.outputs) % (size if shared else reader.outputs)
-    kept = keep[rows].nonzero().flatten()
-    return kept, factors[rows[kept]]

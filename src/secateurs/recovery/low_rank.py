@@ -66,8 +66,8 @@ class LowRank:
         """Take in what a layer gives, or reads with its weight, if that is one of both factors."""
         (first, of_first), (second, of_second) = self.factors.sides()
         if self.factors.is_read:
-            if call == second.call:
-                self.take(0, _read_by(reader)[:, second.channels], of_second)
+            if call == second.call and (read := reader.vectors()) is not None:
+                self.take(0, read.detach()[:, second.channels], of_second)
                 self.take(1, reader.matrix()[0].detach()[:, second.channels], of_second)
             return
         for side, (factor, parts) in enumerate(((first, of_first), (second, of_second))):
@@ -147,8 +147,3 @@ def _root(products: Tensor) -> Tensor:
     squares, turns = torch.linalg.eigh(products)
     root: Tensor = turns * squares.clamp(min=0).sqrt()[..., None, :]
     return root
-
-
-def _read_by(reader: Reader) -> Tensor:
-    """What a weight without a window reads at all positions of its source; ``(n, columns)``."""
-    return reader.source.detach().movedim(-1 - len(reader.windows), -1).flatten(0, -2)

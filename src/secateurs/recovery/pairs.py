@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from secateurs.graph.packed import tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.batches import examples_in
-from secateurs.recovery.fitting import Equations, Fit, Link, Solution, correct
+from secateurs.recovery.fitting import Equations, Fit, Link, Solution
 from secateurs.recovery.layout import Layout
 from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
+from secateurs.recovery.writing import correct
 
 _MOST_PAIRS = 64  # of passes that all batches make, where they can be put together
 _PARTS = 8  # of the room: no pair takes more than one of them, so that little stays empty

@@ -134,6 +134,12 @@ class Reader:
         places = torch.unravel_index(positions, windows.shape[: 1 + len(self.windows)])
         return windows[places].reshape(len(positions), self.groups, -1).movedim(1, 0)
 
+    def vectors(self) -> Tensor | None:
+        """What is read at each position of the source, ``(n, columns)``; None where there is a window."""
+        if self.kernel > 1 or self.stretch or self.source.dim() < 2 or not self.source.numel():
+            return None
+        return self.source.movedim(-1 - len(self.windows), -1).flatten(0, -2)
+
     def positions(self, shape: torch.Size) -> int:
         """How many positions a result of a shape has."""
         return positions_of(shape, self.channel)

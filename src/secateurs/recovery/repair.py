@@ -19,11 +19,13 @@ from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
+from secateurs.recovery.both import Both
 from secateurs.recovery.combining import can_be_refitted, combinations, exchangeable
-from secateurs.recovery.fitting import Equations, Fit, Solution, write
-from secateurs.recovery.layout import Both, Layout, lay_out
+from secateurs.recovery.fitting import Equations, Fit, Solution
+from secateurs.recovery.layout import Layout, lay_out
 from secateurs.recovery.pairs import Pairs, examples_of
 from secateurs.recovery.surroundings import on_device, summed
+from secateurs.recovery.writing import write
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

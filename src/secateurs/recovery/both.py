@@ -1,0 +1,62 @@
+"""The original and the smaller network side by side: one pass of each, call by call the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from secateurs.errors import TrainingError
+from secateurs.graph.copying import tensors_of
+from secateurs.graph.running import Inputs
+from secateurs.recovery.recording import Recorder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Both:
+    """A pass of the original and one of the smaller network, written down.
+
+    Args:
+        whole: That of the original.
+        small: That of the smaller network.
+        before: Parameters and buffers of the original, by name.
+        after: Those of the smaller network.
+    """
+
+    whole: Recorder
+    small: Recorder
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, smaller: nn.Module, inputs: Inputs) -> Both:
+        """Run both, which are in evaluation mode.
+
+        Args:
+            model: The original.
+            smaller: The network after the cut.
+            inputs: A batch of inputs.
+
+        Raises:
+            TrainingError: The two do not call the same functions, or cannot be called on the inputs.
+        """
+        try:
+            whole, small = (Recorder(each, inputs, written_out=True) for each in (model, smaller))
+        except TypeError as error:
+            raise TrainingError(
+                f"{type(model).__name__} could not be called on a batch: {error}",
+                fix="a batch is inputs or (inputs, targets), so several inputs are ((one, other), None)",
+            ) from error
+        if whole.names != small.names:
+            both = zip((*whole.names, "nothing"), (*small.names, "nothing"), strict=False)
+            place, (one, other) = next(
+                (place, names) for place, names in enumerate(both) if len(set(names)) > 1
+            )
+            raise TrainingError(
+                "the smaller network calls other functions than the original, so their values cannot be "
+                "compared",
+                where=f"call {place} of the forward pass: {one} there, {other} here",
+                fix="repair(model, apply(model, plan), plan, batches), without hooks that compute",
+            )
+        return cls(whole, small, tensors_of(model), tensors_of(smaller))
