@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs
-from secateurs.recovery import repair
+from secateurs.recovery import Repair, repair
 from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.features import boundaries
 from secateurs.recovery.low_rank import LowRank
@@ -45,6 +45,17 @@ def keys_of(model: nn.Module, name: str) -> Tensor:
     if name == "grouped queries":
         return model.kv.weight.data[:12].view(3, 4, 8)  # type: ignore[union-attr]
     return model.k.weight.data.view(-1, 12 if name == "one head" else 4, 8)  # type: ignore[union-attr]
+
+
+def healed(model: nn.Module, plan: secateurs.Plan) -> Repair:
+    """What a repair does that leaves nothing of a cut."""
+    small = secateurs.apply(model, plan)
+    with torch.no_grad():
+        wanted, cut = model(DATA), small(DATA)
+        assert not torch.allclose(cut, wanted, atol=1e-2)
+        done = repair(model, small, plan, DATA.split(16), ridge=1e-9)
+        torch.testing.assert_close(small(DATA), wanted, rtol=1e-3, atol=1e-4)
+    return done
 
 
 @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
@@ -132,12 +143,7 @@ def test_dimensions_that_keys_do_not_need_leave_without_a_trace(name: str) -> No
     graph = secateurs.trace(model, X)
     group = head_dims(graph)[0]
     plan = secateurs.Plan.of(graph, {group: [0, graph.by_name[group].size - 1]})
-    small = secateurs.apply(model, plan)
-    with torch.no_grad():
-        wanted, cut = model(DATA), small(DATA)
-        assert not torch.allclose(cut, wanted, atol=1e-2)
-        done = repair(model, small, plan, DATA.split(16), ridge=1e-9)
-        torch.testing.assert_close(small(DATA), wanted, rtol=1e-3, atol=1e-4)
+    done = healed(model, plan)
     assert [each.what for each in done.layers if "out" not in each.name] == ["combinations"] * layers
 
 
@@ -243,12 +249,7 @@ def test_dimensions_that_values_do_not_need_leave_without_a_trace(name: str) -> 
     graph = secateurs.trace(model, X)
     (group,) = (each for each in graph.groups if any(part.parameter == "v.weight" for part in each.slices))
     plan = secateurs.Plan.of(graph, {group.name: [0, group.size - 1]})
-    small = secateurs.apply(model, plan)
-    with torch.no_grad():
-        wanted, cut = model(DATA), small(DATA)
-        assert not torch.allclose(cut, wanted, atol=1e-2)
-        done = repair(model, small, plan, DATA.split(16), ridge=1e-9)
-        torch.testing.assert_close(small(DATA), wanted, rtol=1e-3, atol=1e-4)
+    done = healed(model, plan)
     assert [(each.name, each.what) for each in done.layers] == [
         ("v.weight", "combinations"),
         ("out.weight", "weights"),
