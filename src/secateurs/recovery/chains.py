@@ -50,6 +50,7 @@ class Step:
         shift: The parameter that is added, if the step is a sum with one.
         move: The call as a function of its argument, if all that it does is to move values.
         is_plain: Whether the values stay as they are, so that no chain need end behind the step.
+        is_sum: Whether something else than a parameter is added.
     """
 
     scale: Tensor
@@ -58,6 +59,7 @@ class Step:
     shift: Tensor | None = None
     move: Move | None = None
     is_plain: bool = False
+    is_sum: bool = False
 
     def fits(self, channel: int, count: int) -> bool:
         """Whether it works along so many channels in a dimension, counted from the end."""

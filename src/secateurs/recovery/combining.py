@@ -2,7 +2,8 @@
 
 The plan says which of a layer's outputs stay. Where these are multiplied with those of another layer, or with
 a weight, and nothing else reads them, the two can give the best combinations of all instead; see
-`secateurs.recovery.low_rank`.
+`secateurs.recovery.low_rank`. So can all layers that write into a linear stream and read it; see
+`secateurs.recovery.streams`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.factors import Factors
 from secateurs.recovery.kept import Kept, inputs_kept, outputs_kept
 from secateurs.recovery.low_rank import LowRank
+from secateurs.recovery.points import chain_of
 from secateurs.recovery.readers import Reader, Watching, place_in
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
+from secateurs.recovery.streams import Stream, StreamRank, streams_in
+from secateurs.recovery.writing import as_cut
 
 Place: TypeAlias = tuple[int, bool]  # the call of a layer; whether the columns of its weight are meant
+Exchangeable: TypeAlias = Factors | Stream
 
 
 def exchangeable(
@@ -35,8 +40,8 @@ def exchangeable(
     before: Mapping[str, Tensor],
     *,
     agree: Callable[[bool], bool] = bool,
-) -> dict[Factors, dict[Place, Kept]]:
-    """The factors that a plan takes dimensions from, and what it leaves of both.
+) -> dict[Exchangeable, dict[Place, Kept]]:
+    """The factors and streams that a plan takes dimensions from, and what it leaves in each place.
 
     Args:
         model: The network before the cut, in evaluation mode.
@@ -46,17 +51,33 @@ def exchangeable(
         before: The model's parameters by name.
         agree: Whether something holds in all processes, for what holds in this one.
     """
-    found = {}
-    for factors in factors_in(model, inputs, record, agree=agree):
-        both = {place: _left(place, plan, record, before) for place in factors.places}
-        left = {place: each for place, each in both.items() if each is not None}
-        if len(left) == len(both):
-            sides = zip(factors.places, factors.sides(), strict=True)
+    found: dict[Exchangeable, dict[Place, Kept]] = {}
+    for each in all_exchangeable(model, inputs, record, agree=agree):
+        everywhere = {place: _left(place, plan, record, before) for place in each.places}
+        left = {place: kept for place, kept in everywhere.items() if kept is not None}
+        if len(left) == len(everywhere):
+            sides = zip(each.places, each.sides(), strict=True)
             counts = torch.cat([left[place].mask[factor.channels].sum(1) for place, (factor, _) in sides])
             counts = counts[counts > 0].unique()  # a head may have left as a whole
-            if len(counts) == 1 and int(counts) < factors.depth:
-                found[factors] = left
+            if len(counts) == 1 and int(counts) < each.depth:
+                found[each] = left
     return found
+
+
+def all_exchangeable(
+    model: nn.Module, inputs: Inputs, record: Recorder, *, agree: Callable[[bool], bool] = bool
+) -> list[Exchangeable]:
+    """The factors and the linear streams of a model, none of which shares a place with another.
+
+    Args:
+        model: The model, in evaluation mode.
+        inputs: A batch.
+        record: A pass of the model on it, with recurrent layers written out.
+        agree: Whether something holds in all processes, for what holds in this one.
+    """
+    factors = factors_in(model, inputs, record, agree=agree)
+    taken = {place for each in factors for place in each.places}
+    return [*factors, *streams_in(model, inputs, record, taken, agree=agree)]
 
 
 def _left(place: Place, plan: Plan, record: Recorder, before: Mapping[str, Tensor]) -> Kept | None:
@@ -67,8 +88,12 @@ def _left(place: Place, plan: Plan, record: Recorder, before: Mapping[str, Tenso
     return None if name is None else find(reader, plan, name, before[name])
 
 
-def can_be_refitted(both: Both, left: Mapping[Place, Kept]) -> bool:
-    """Whether the layers have what a plan says, with weights and biases of their own."""
+def can_be_refitted(both: Both, found: Exchangeable, left: Mapping[Place, Kept]) -> bool:
+    """Whether the layers have what a plan says, with weights, biases and norms of their own."""
+    for call, end in found.writers.items() if isinstance(found, Stream) else ():
+        norm = chain_of(both.small, call).norm if call in both.small.readers else None
+        if (norm is not None) != (end != call):
+            return False
     for (call, is_weight), each in left.items():
         whole, small = both.whole.readers[call], both.small.readers.get(call)
         name = None if small is None else both.small.name_of(small.weight)
@@ -84,9 +109,28 @@ def can_be_refitted(both: Both, left: Mapping[Place, Kept]) -> bool:
     return True
 
 
+def have_combinations(both: Both, left: Mapping[Place, Kept], plan: Plan) -> bool:
+    """Whether layers of the smaller network have other weights than the cut alone would have left.
+
+    Args:
+        both: A pass of both networks.
+        left: What the plan leaves in each place.
+        plan: The cut.
+    """
+    for call in {call for call, _ in left}:
+        whole, small = both.whole.readers[call], both.small.readers.get(call)
+        rows, columns = (_left((call, side), plan, both.whole, both.before) for side in (False, True))
+        if small is None or rows is None or columns is None:
+            return True
+        weight = as_cut(small, whole, rows.matrix, columns.matrix)
+        if weight.shape != small.weight.shape or not torch.allclose(weight, small.weight):
+            return True
+    return False
+
+
 def combinations(
     model: nn.Module,
-    found: Mapping[Factors, Mapping[Place, Kept]],
+    found: Mapping[Exchangeable, Mapping[Place, Kept]],
     inputs: Iterable[Inputs],
     add_up: Callable[[Tensor], Tensor],
 ) -> tuple[dict[Place, Tensor], int]:
@@ -94,14 +138,18 @@ def combinations(
 
     Args:
         model: The network before the cut, in evaluation mode.
-        found: The factors, and what is left of both.
+        found: The factors and streams, and what is left of each.
         inputs: All batches.
         add_up: Gives the sum of a tensor over all processes.
 
     Returns:
         The combinations, and the bytes that the sums took.
     """
-    ranks = {factors: LowRank(factors, device_of(model)) for factors in found}
+    device = device_of(model)
+    ranks = {
+        each: StreamRank(each, device) if isinstance(each, Stream) else LowRank(each, device)
+        for each in found
+    }
 
     def see(call: int, reader: Reader, result: Tensor) -> None:
         for rank in ranks.values():
@@ -111,13 +159,15 @@ def combinations(
         with torch.no_grad(), Watching(see), RecurrenceWrittenOut():
             call_model(model, batch)
     mixes: dict[Place, Tensor] = {}
-    for factors, left in found.items():
-        rank = ranks[factors]
-        for each in rank.sums:
-            each.copy_(add_up(each))
-        count = int(left[factors.places[0]].mask[factors.first.channels].sum(1).max())
-        sides = zip(factors.places, factors.sides(), rank.combinations(count), strict=True)
-        for place, (factor, parts), best in sides:
+    for each, left in found.items():
+        rank = ranks[each]
+        for sums in rank.sums:
+            sums.copy_(add_up(sums))
+        place, (factor, _) = each.places[0], next(each.sides())
+        count = int(left[place].mask[factor.channels].sum(1).max())
+        for place, (factor, parts), best in zip(
+            each.places, each.sides(), rank.combinations(count), strict=True
+        ):
             own = left[place]
             mix = mixes.setdefault(place, own.matrix)
             rows = own.mask.cumsum(0) - 1
@@ -127,4 +177,4 @@ def combinations(
                     continue
                 mix[places] = 0
                 mix[places[:, None], channels] = best[part].T.cpu() * own.factors[places, None]
-    return mixes, sum(each.nbytes for rank in ranks.values() for each in rank.sums)
+    return mixes, sum(sums.nbytes for rank in ranks.values() for sums in rank.sums)

@@ -1,11 +1,11 @@
-"""Proves that factors may be exchanged: with others in their place the model gives the same."""
+"""Proves that factors, or streams, may be exchanged: with others in their place the model gives the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Exchanging(Watching):
         meet: Called with the number of a call, a side and a factor: 0 and 1 are both sides of a product,
             those behind `READ` what may be averaged.
         columns: What the weights of some calls are multiplied by, ``(K, K)``.
+        later: Gives what is to take the place of a call's result, of any call, by its number.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Exchanging(Watching):
         *,
         meet: Callable[[int, int, Tensor], None] | None = None,
         columns: Mapping[int, Tensor] | None = None,
+        later: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         super().__init__(exchange)
-        self._meet, self._columns = meet, columns or {}
+        self._meet, self._columns, self._later = meet, columns or {}, later or {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -58,7 +60,9 @@ class Exchanging(Watching):
         if reader is not None and mix is not None:
             weight = (reader.matrix().double() @ mix.to(reader.weight.device)).to(reader.weight.dtype)
             args, kwargs = exchanged(args, kwargs, {id(reader.weight): reader.unfolded(weight)})
-        return super().__torch_function__(func, types, args, kwargs)
+        later = self._later.get(self._call) if is_numbered(func) else None
+        out = super().__torch_function__(func, types, args, kwargs)
+        return out if later is None else later(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,15 @@ class Change:
     Args:
         outputs: What is done to a layer's outputs, ``(..., C)``, by its call.
         columns: What a layer's weight, ``(C, K)``, is multiplied by, ``(K, K)``.
+        later: What is done to the result of any call, by its number.
     """
 
     outputs: Mapping[int, Callable[[Tensor], Tensor]]
     columns: Mapping[int, Tensor]
+    later: Mapping[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+_Found = TypeVar("_Found")
 
 
 class Proof:
@@ -90,8 +99,8 @@ class Proof:
         self._model, self._inputs, self._record, self._agree = model, inputs, record, agree
         self._wanted = tensors_in(call_model(model, inputs))
 
-    def passed(self, found: list[Factors], change: Callable[[Factors, Recorder], Change]) -> list[Factors]:
-        """The factors for which they do; all are tried together, and halves where that is too many."""
+    def passed(self, found: list[_Found], change: Callable[[_Found, Recorder], Change]) -> list[_Found]:
+        """Those for which they do; all are tried together, and halves where that is too many."""
         if not found or self._agree(self._is_the_same([change(each, self._record) for each in found])):
             return found
         half = len(found) // 2
@@ -110,7 +119,8 @@ class Proof:
                 values = each(values)
             return values.to(result.dtype).movedim(-1, reader.channel) if own else None
 
-        with Exchanging(exchange, columns=columns), RecurrenceWrittenOut():
+        later = {call: each for change in changes for call, each in change.later.items()}
+        with Exchanging(exchange, columns=columns, later=later), RecurrenceWrittenOut():
             given = tensors_in(call_model(self._model, self._inputs))
         if len(given) != len(self._wanted):
             return False
@@ -127,7 +137,7 @@ class Proof:
 
 def other_combinations(found: Factors, record: Recorder) -> Change:
     """Other factors of the same products."""
-    turns = _any_turns(int(found.parts.max()) + 1, found.depth)
+    turns = any_turns(int(found.parts.max()) + 1, found.depth)
     outputs: dict[int, Tensor] = {}
     columns: dict[int, Tensor] = {}
     both = ((outputs, turns), (columns if found.is_read else outputs, torch.linalg.inv(turns).mT))
@@ -153,7 +163,7 @@ def shifted_seconds(found: Factors, record: Recorder) -> Change:
     return Change({found.second.call: lambda values: values + shift.to(values) * values.std()}, {})
 
 
-def _any_turns(count: int, depth: int) -> Tensor:
+def any_turns(count: int, depth: int) -> Tensor:
     """``(count, depth, depth)`` invertible matrices that stretch by a half to two."""
     chance = torch.Generator().manual_seed(0)
     given = torch.randn(count, depth, depth, generator=chance, dtype=torch.float64)

@@ -49,6 +49,7 @@ def lay_out(
     *,
     weights: bool,
     mixes: Mapping[tuple[int, bool], Tensor] | None = None,
+    into_streams: Collection[int] = (),
     spared: Collection[int] = (),
 ) -> Layout:
     """Find the layers that read what left, or values that changed, and the points where their outputs matter.
@@ -59,6 +60,8 @@ def lay_out(
         weights: Whether weights are refitted, or constants alone.
         mixes: The calls of layers that are to give combinations of the original's outputs, or to read such
             (then with True), and these. Their weights change here and now.
+        into_streams: Those of them that give combinations of what there is at their point, and not of their
+            own outputs alone.
         spared: The calls of layers that stay as they are.
     """
     consumers = {axis.parameter for axis in plan.axes if axis.silenced}
@@ -67,7 +70,7 @@ def lay_out(
     behind = (
         calls_behind(both.small, changed) if weights else set()
     )  # what a constant can mend is behind the cut itself
-    search = _Search(both, plan, behind, mixes or {}, spared)
+    search = _Search(both, plan, behind, mixes or {}, into_streams, spared)
     found, whole, small = search.links(), both.whole, both.small
     assert search.begun == {call for call, _ in mixes or ()}, "both sides of a product change, or none"
     fits: list[Fit] = []
@@ -157,10 +160,12 @@ class _Search:
         plan: Plan,
         behind: set[int],
         mixes: Mapping[tuple[int, bool], Tensor],
+        into_streams: Collection[int],
         spared: Collection[int],
     ) -> None:
         self.whole, self.small, self.before, self.after = both.whole, both.small, both.before, both.after
         self.plan, self.behind, self.mixes, self.spared = plan, behind, mixes, spared
+        self.into_streams = into_streams
         self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
         self.left: dict[str, str] = {}
         self.begun: set[int] = set()
@@ -260,7 +265,8 @@ class _Search:
         if len(given.indices) != reader.outputs:
             return "its outputs do not correspond to the original's"
         mix, columns = self.mixes.get((call, False)), self.mixes.get((call, True))
-        is_alone = alone or mix is not None or bool((given.factors != 1).any())
+        is_mixed_alone = mix is not None and call not in self.into_streams
+        is_alone = alone or is_mixed_alone or bool((given.factors != 1).any())
         chain = chain_of(self.small, call, alone=is_alone)
         before, after = list(self.whole.shapes[chain.point]), list(self.small.shapes[chain.point])
         if (before.pop(chain.channel), after.pop(chain.channel)) != (
@@ -282,5 +288,6 @@ class _Search:
         if mix is not None or columns is not None:
             self.begun.add(call)
             rows = given.matrix if mix is None else mix
-            begin(link, other, rows, read.matrix if columns is None else columns)
+            norm = chain_of(self.whole, call).norm if call in self.into_streams else None
+            begin(link, other, norm, rows, read.matrix if columns is None else columns)
         return link

@@ -97,10 +97,7 @@ class LowRank:
 
     def combinations(self, rank: int) -> tuple[Tensor, Tensor]:
         """``A`` and ``B``, ``(parts, d, rank)`` each."""
-        first, second, values = self._roots()
-        kept = values[:, None, :rank]
-        scales = torch.where(kept > _NOTHING * values[:, None, :1], kept, torch.inf).rsqrt()
-        return first[:, :, :rank] * scales, second[:, :, :rank] * scales
+        return best_combinations(*self._roots(), rank)
 
     def _roots(self) -> tuple[Tensor, Tensor, Tensor]:
         """``N V``, ``L U`` and ``S``."""
@@ -109,14 +106,30 @@ class LowRank:
         if self.factors.is_centred:
             side = 0 if self.factors.is_read else 1
             products[side] -= means[side, :, :, None] * means[side, :, None, :]
-        spread = products.diagonal(dim1=2, dim2=3)
-        spread += _UNSEEN * spread.mean(2, keepdim=True)
-        left, right = _root(products)
-        u, values, v = torch.linalg.svd(left.mT @ right)
-        first, second = right @ v.mT, left @ u
-        largest = first.gather(1, first.abs().argmax(1, keepdim=True))
-        signs = torch.where(largest < 0, -1.0, 1.0)  # rounding shall not decide
-        return first * signs, second * signs, values
+        return best_roots(products)
+
+
+def best_roots(products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``N V``, ``L U`` and ``S``, of which the best combinations follow.
+
+    Args:
+        products: ``(2, parts, d, d)`` mean products of the first and of the second factor; changed in place.
+    """
+    spread = products.diagonal(dim1=2, dim2=3)
+    spread += _UNSEEN * spread.mean(2, keepdim=True)
+    left, right = _root(products)
+    u, values, v = torch.linalg.svd(left.mT @ right)
+    first, second = right @ v.mT, left @ u
+    largest = first.gather(1, first.abs().argmax(1, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0)  # rounding shall not decide
+    return first * signs, second * signs, values
+
+
+def best_combinations(first: Tensor, second: Tensor, values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """``A`` and ``B``, ``(parts, d, rank)`` each, of what `best_roots` gave."""
+    kept = values[:, None, :rank]
+    scales = torch.where(kept > _NOTHING * values[:, None, :1], kept, torch.inf).rsqrt()
+    return first[:, :, :rank] * scales, second[:, :, :rank] * scales
 
 
 def missed_values(moments: Tensor, weight: Tensor, factors: Factors) -> Tensor:

@@ -43,7 +43,7 @@ def chain_of(record: Recorder, call: int, *, alone: bool = False) -> Chain:
         homes = [*_homes_of(record, step, onward), *homes]
         onward = onward * step.scale
     norm = steps[0].norm if steps else None
-    is_own = norm is not None and norm.is_affine and _is_own(record, norm)
+    is_fitted = norm is not None and norm.is_affine and is_own(record, norm)
     if reader.bias is not None and record.uses(reader.bias) == 1:
         homes.insert(len(_homes_of(record, steps[0], onward)) if norm else 0, (reader.bias, onward))
     return Chain(
@@ -52,7 +52,7 @@ def chain_of(record: Recorder, call: int, *, alone: bool = False) -> Chain:
         channel=channel,
         moves=tuple(number for number, step, _ in way if step.move is not None),
         scale=onward,
-        norm=norm if is_own else None,
+        norm=norm if is_fitted else None,
         onward=behind,
         homes=tuple(homes),
     )
@@ -137,14 +137,15 @@ def norms_behind(record: Recorder, names: Collection[str]) -> list[Tensor]:
     return [norm.mean for number, norm in record.norms.items() if number in behind]
 
 
-def _is_own(record: Recorder, norm: Norm) -> bool:
+def is_own(record: Recorder, norm: Norm) -> bool:
+    """Whether no other call uses a norm's tensors."""
     tensors = (norm.mean, norm.var, norm.weight, norm.bias)
     return all(record.uses(tensor) == 1 for tensor in tensors if tensor is not None)
 
 
 def _homes_of(record: Recorder, step: Step, onward: Tensor) -> list[tuple[Tensor, Tensor]]:
     """A norm's running mean comes first, which a pass in training mode would find there as well."""
-    if step.norm is not None and _is_own(record, step.norm):
+    if step.norm is not None and is_own(record, step.norm):
         through = (step.norm.mean, -step.norm.scale * onward)
         return [through] if step.norm.bias is None else [through, (step.norm.bias, onward)]
     if step.shift is not None and record.uses(step.shift) == 1:

@@ -20,10 +20,11 @@ from secateurs.graph.running import Inputs, attention_as_written, device_of, mod
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
 from secateurs.recovery.both import Both
-from secateurs.recovery.combining import can_be_refitted, combinations, exchangeable
+from secateurs.recovery.combining import can_be_refitted, combinations, exchangeable, have_combinations
 from secateurs.recovery.fitting import Equations, Fit, Solution
 from secateurs.recovery.layout import Layout, lay_out
 from secateurs.recovery.pairs import Pairs, examples_of
+from secateurs.recovery.streams import Stream
 from secateurs.recovery.surroundings import on_device, summed
 from secateurs.recovery.writing import write
 
@@ -108,7 +109,8 @@ def repair(
       regression with a bias, one after another: from their inputs in the smaller network to the values of the
       original where their outputs matter, behind the residual sum where there is one. Fitted batch norms get
       the statistics of what they see. Queries and keys, and values, give the combinations of all that they
-      gave that leave the least error, where nothing but their products, or averages, is read.
+      gave that leave the least error, where nothing but their products, or averages, is read. So do the
+      layers that write into a linear stream, which others read without an activation in between.
 
     Args:
         model: The network before the cut; it is not changed.
@@ -198,11 +200,13 @@ class _Repairing:
             self.model, plan, first, both.whole, both.before, agree=lambda here: not self.of_all(not here)
         )
         if how == "compensate":  # a repair before this one may have given them other combinations
-            spared = {call for places in found.values() for call, is_weight in places if not is_weight}
+            mixed = [left for left in found.values() if have_combinations(both, left, plan)]
+            spared = {call for left in mixed for call, is_weight in left if not is_weight}
             return lay_out(both, plan, weights=False, spared=spared)
-        found = {each: left for each, left in found.items() if can_be_refitted(both, left)}
+        found = {each: left for each, left in found.items() if can_be_refitted(both, each, left)}
         mixes, self.peak = combinations(self.model, found, self.inputs, self._added_up)
-        return lay_out(both, plan, weights=True, mixes=mixes)
+        into_streams = {call for each in found if isinstance(each, Stream) for call in each.writers}
+        return lay_out(both, plan, weights=True, mixes=mixes, into_streams=into_streams)
 
     def _added_up(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

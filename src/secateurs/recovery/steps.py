@@ -61,7 +61,7 @@ def _sum_with(tensor: Tensor, operands: list[Tensor]) -> Step:
         channel = _channel_of(others[0])
         if channel is not None:
             return Step(one, channel, shift=others[0])
-    return Step(one)
+    return Step(one, is_sum=True)
 
 
 def _scaled(

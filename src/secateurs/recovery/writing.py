@@ -43,20 +43,59 @@ def _write_plainly(link: Link, missing: Tensor) -> None:
     _set(link, link.reader.weight.data + link.reader.unfolded(missing / gain.to(missing)))
 
 
-def begin(link: Link, original: Reader, rows: Tensor, columns: Tensor) -> None:
+def begin(link: Link, original: Reader, norm: Norm | None, rows: Tensor, columns: Tensor) -> None:
     """Give a layer combinations of the original's weights, from which its fit goes on.
 
     Args:
-        link: The layer, alone at its point where `rows` are combinations.
+        link: The layer, at a point where `rows` are combinations.
         original: Its call in the original.
+        norm: The batch norm behind that, where `rows` combine what the norm gives.
         rows: ``(C, C of the original)``: what it is to give of the original's outputs.
         columns: ``(K, K of the original)``: what it reads of the original's inputs, or combinations of them.
     """
+    if norm is not None:
+        _begin_with_norm(link, original, norm, rows, columns)
+        return
+    _set(link, as_cut(link.reader, original, rows, columns))
+    if link.reader.bias is not None and original.bias is not None:
+        bias = original.bias.detach().double()
+        link.reader.bias.data.copy_(rows.to(bias) @ bias)
+
+
+def as_cut(reader: Reader, original: Reader, rows: Tensor, columns: Tensor) -> Tensor:
+    """The weight of a reader that gives some of the original's outputs for some of its inputs.
+
+    Args:
+        reader: The reader, with a single group.
+        original: Its call in the original.
+        rows: ``(C, C of the original)``: the outputs.
+        columns: ``(K, K of the original)``: the inputs.
+    """
     old = original.matrix()[0].detach().double().unflatten(1, (-1, original.kernel))  # (C, K, kernel)
     new = torch.einsum("ro,oik,ji->rjk", rows.to(old), old, columns.to(old)).flatten(1)
-    _set(link, link.reader.unfolded(new[None].to(link.reader.weight.dtype)))
-    if link.reader.bias is not None and original.bias is not None:
-        link.reader.bias.data.copy_(rows.to(old) @ original.bias.detach().double())
+    return reader.unfolded(new[None].to(reader.weight.dtype))
+
+
+def _begin_with_norm(link: Link, original: Reader, norm: Norm, rows: Tensor, columns: Tensor) -> None:
+    """Write what a layer and the norm behind it gave into the layer; its own norm scales that and shifts."""
+    own, scale = link.chain.norm, norm.scale
+    assert own is not None and own.weight is not None and own.bias is not None and norm.bias is not None
+    bias = torch.zeros_like(scale) if original.bias is None else original.bias.detach().double()
+    gives = norm.bias.detach().double() + scale * (bias - norm.mean.double())
+    rows = rows.to(scale)
+    new = as_cut(link.reader, original, rows * scale, columns)
+    lengths = link.reader.matrix(new.double())[0].norm(dim=1)
+    usual = original.matrix()[0].detach().double().norm(dim=1).mean()
+    inner = torch.where(lengths > 0, lengths / usual, 1.0)  # rows are as long as rows are in the original
+    shape = [1] * new.dim()
+    shape[1 - link.reader.reading_dim] = -1
+    _set(link, new / inner.to(new).view(shape))
+    if link.reader.bias is not None:
+        link.reader.bias.data.zero_()
+    own.mean.zero_()
+    own.var.fill_(1.0)
+    own.weight.data.copy_(inner * (own.var.double() + own.eps).sqrt())
+    own.bias.data.copy_(rows @ gives)
 
 
 def _set(link: Link, weight: Tensor) -> None:
