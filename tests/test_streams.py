@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,11 +43,13 @@ class Bottleneck(nn.Module):
 class Mobile(nn.Module):
     """Two blocks, from a linear layer to one with an activation behind it."""
 
-    def __init__(self, between: Callable[[Tensor], Tensor] = torch.Tensor.contiguous) -> None:
+    def __init__(
+        self, between: Callable[[Tensor], Tensor] = torch.Tensor.contiguous, kernel: int = 1
+    ) -> None:
         super().__init__()
         self.stem, self.narrow = unit(3, 12, 3), unit(12, WIDTH)
         self.blocks = nn.Sequential(Bottleneck(), Bottleneck())
-        self.head, self.out, self.between = unit(WIDTH, 16), nn.Linear(16, 4), between
+        self.head, self.out, self.between = unit(WIDTH, 16, kernel), nn.Linear(16, 4), between
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.narrow(self.stem(x).relu()))
@@ -71,14 +74,14 @@ def settled(model: nn.Module, images: Tensor = IMAGES) -> nn.Module:
     return model.eval()
 
 
-def narrow(directions: int, **settings: Callable[[Tensor], Tensor]) -> Mobile:
+def narrow(directions: int, **settings: Any) -> Mobile:
     """A network whose stream is read in so many directions alone."""
     torch.manual_seed(0)
     model = Mobile(**settings)
     basis = torch.randn(directions, WIDTH)
     for layer in model.reading():
-        weight = torch.randn(layer.out_channels, directions) @ basis / directions
-        layer.weight.data.copy_(weight[:, :, None, None])
+        weight = torch.randn(layer.out_channels, *layer.kernel_size, directions) @ basis / directions
+        layer.weight.data.copy_(weight.movedim(-1, 1))
     settled(model)
     return model
 
@@ -131,8 +134,8 @@ class Variant(Mobile):
         self.name = name
         if name == "reader with groups":
             self.head = unit(WIDTH, 16, groups=2)
-        if name == "reader with windows":
-            self.head = unit(WIDTH, 16, 3)
+        if name == "reader with activations":
+            self.blocks[1].expand.insert(0, nn.Hardswish())  # type: ignore[union-attr,operator]
         if name == "writer with groups":
             self.narrow = unit(12, WIDTH, groups=2)
         if name == "norm without scale":
@@ -152,7 +155,7 @@ class Variant(Mobile):
 @pytest.mark.parametrize(
     "name",
     [
-        *("reader with groups", "reader with windows", "writer with groups", "norm without scale"),
+        *("reader with groups", "reader with activations", "writer with groups", "norm without scale"),
         *("shared writer", "shared norm", "given away"),
     ],
 )
@@ -161,8 +164,9 @@ def test_layers_that_cannot_turn_make_it_no_stream(name: str) -> None:
     assert streams_of(settled(Variant(name))) == ()
 
 
-def test_channels_that_are_in_no_direction_leave_without_a_trace() -> None:
-    model = narrow(5)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_channels_that_are_in_no_direction_leave_without_a_trace(kernel: int) -> None:
+    model = narrow(5, kernel=kernel)
     plan, small = cut(model, {"narrow.0": [0, 3, 6]})
     with torch.no_grad():
         wanted = model(IMAGES)
@@ -204,7 +208,7 @@ def test_no_channels_miss_less_for_a_single_reader() -> None:
     chance = torch.Generator().manual_seed(0)
     rows = torch.randn(500, 6, generator=chance).double() @ torch.randn(6, 6, generator=chance).double()
     weight, moments = torch.randn(4, 6, generator=chance).double(), rows.T @ rows / 500
-    (missed,) = missed_channels([moments], [weight])
+    (missed,) = missed_channels([moments], [weight], 6)
     root = torch.linalg.cholesky(moments)
     squares = torch.linalg.svdvals(weight @ root).square()  # four outputs: two channels are too many
     expected = torch.cat([torch.zeros(3), squares.flip(0).cumsum(0)]).double()
@@ -246,8 +250,9 @@ def subsets(kept: int) -> list[Tensor]:
     return list(torch.combinations(torch.arange(WIDTH), kept))
 
 
-def test_reconstruction_ranks_a_stream_by_its_best_channels() -> None:
-    model = narrow(5)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_reconstruction_ranks_a_stream_by_its_best_channels(kernel: int) -> None:
+    model = narrow(5, kernel=kernel)
     graph = secateurs.trace(model, IMAGES[:4])
     scores = secateurs.score(model, graph, "reconstruction", data=IMAGES.split(16))
     assert scores.curves is not None

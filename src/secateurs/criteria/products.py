@@ -56,10 +56,10 @@ def with_other_channels(
         stream: The stream; nothing is given for it unless all that reads it reads the group's units alone.
     """
     own = [problem for call in stream.readers for problem in problems.get(call, [])]
-    if len(own) != len(stream.readers) or any(each.columns.numel() != stream.depth for each in own):
+    if len(own) != len(stream.readers) or any(each.columns.numel() != each.weight.shape[1] for each in own):
         return {}
     missed = missed_channels(
-        [each.moments.cpu() for each in own], [each.weight.detach().cpu() for each in own]
+        [each.moments.cpu() for each in own], [each.weight.detach().cpu() for each in own], stream.depth
     )
     times = [stream.depth // len(each.units) for each in own]
     steps = [each[::count].diff() for each, count in zip(missed, times, strict=True)]

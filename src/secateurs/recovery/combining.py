@@ -103,7 +103,8 @@ def can_be_refitted(both: Both, found: Exchangeable, left: Mapping[Place, Kept])
             return False
         before, after = list(both.whole.shapes[call]), list(both.small.shapes[call])
         lengths = before.pop(whole.channel), after.pop(small.channel)
-        lengths = (whole.columns, small.columns) if is_weight else lengths
+        columns = whole.columns // whole.kernel, small.columns // small.kernel
+        lengths = columns if is_weight else lengths
         if lengths != (each.count, len(each.indices)) or before != after:
             return False
     return True

@@ -141,10 +141,8 @@ def _joins(record: Recorder, call: int) -> bool:
 
 
 def _reads(reader: Reader, channel: int, depth: int) -> bool:
-    """Whether a layer reads the channels of a stream, position by position."""
-    return (
-        reader.kernel == 1 and not reader.stretch and (reader.source_dim, reader.columns) == (channel, depth)
-    )
+    """Whether a layer reads the channels of a stream."""
+    return (reader.source_dim, reader.columns) == (channel, depth * reader.kernel)
 
 
 def _other_channels(stream: Stream, record: Recorder) -> Change:
@@ -155,7 +153,8 @@ def _other_channels(stream: Stream, record: Recorder) -> Change:
         given: Tensor = value.movedim(stream.channel, -1).double() @ turn.to(value.device)
         return given.to(value.dtype).movedim(-1, stream.channel)
 
-    columns = dict.fromkeys(stream.readers, torch.linalg.inv(turn).mT)
+    back = torch.linalg.inv(turn).mT.contiguous()
+    columns = {call: torch.kron(back, torch.eye(record.readers[call].kernel)) for call in stream.readers}
     return Change({}, columns, dict.fromkeys(stream.writers.values(), turned))
 
 
@@ -189,7 +188,8 @@ class StreamRank:
         self._products[place] += (rows.mT @ rows).to(self._products)
         self._sums[place] += rows.sum(0, dtype=torch.float64).to(self._sums)
         self._counts[place] += len(rows)
-        self._weights[call] = reader.matrix()[0].detach().to(self._products)
+        weight = reader.matrix()[0].detach().unflatten(1, (-1, reader.kernel))
+        self._weights[call] = weight.to(self._products)
 
     def combinations(self, rank: int) -> list[Tensor]:
         """For each place of the stream what it is to hold, ``(1, depth, rank)``."""
@@ -198,7 +198,7 @@ class StreamRank:
             count = self._counts[place].clamp(min=1)
             mean = self._sums[place] / count if has_bias else torch.zeros_like(self._sums[place])
             moments.append(self._products[place] / count - mean[:, None] * mean)
-            weights.append(scale[:, None].to(self._products) * self._weights[call])
+            weights.append(scale[:, None, None].to(self._products) * self._weights[call])
         (first, second), whole = _best(moments, weights, rank), sum(moments, torch.zeros_like(moments[0]))
         own = torch.einsum("dr,de,er->r", first[0], whole, first[0]).mean()
         factor = (whole.diagonal().mean() / own.clamp(min=_TINY)).sqrt()  # values are as large as before
@@ -210,32 +210,39 @@ def _best(moments: Sequence[Tensor], weights: Sequence[Tensor], rank: int) -> tu
 
     Args:
         moments: ``(d, d)`` mean products of what each of them reads.
-        weights: ``(C, d)`` its weight.
+        weights: ``(C, d, k)`` its weight, for ``k`` places of a window.
         rank: How many combinations.
     """
     products = moments[0].new_zeros(2, 1, *moments[0].shape)
     for own, weight in zip(moments, weights, strict=True):
+        gram = torch.einsum("cdk,cek->de", weight, weight)
         products[0] += own / len(moments)
-        products[1] += weight.mT @ weight / ((weight @ own) * weight).sum().clamp(min=_TINY)
+        products[1] += gram / (gram * own).sum().clamp(min=_TINY)
     return best_combinations(*best_roots(products), rank)
 
 
-def missed_channels(moments: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+def missed_channels(moments: Sequence[Tensor], weights: Sequence[Tensor], depth: int) -> list[Tensor]:
     """What each reader of a stream gives less of after 0, 1, ... of its channels have left.
 
     Args:
-        moments: ``(d, d)`` mean products of what each of them reads, centred where a bias takes up the mean.
-        weights: ``(C, d)`` its weight.
+        moments: ``(d k, d k)`` mean products of what each of them reads, for ``k`` places of a window;
+            centred where a bias takes up the mean.
+        weights: ``(C, d k)`` its weight.
+        depth: ``d``.
 
     Returns:
         ``(d + 1,)`` mean squares for each, summed over its outputs; nothing is refitted there.
     """
-    moments, weights = ([each.double() for each in both] for both in (moments, weights))
-    first, second = (each[0] for each in _best(moments, weights, len(moments[0])))
+    blocks = [each.double().view(depth, each.shape[0] // depth, depth, -1) for each in moments]
+    matrices = [each.double().view(len(each), depth, -1) for each in weights]
+    own = [each.diagonal(dim1=1, dim2=3).mean(2) for each in blocks]
+    first, second = (each[0] for each in _best(own, matrices, depth))
     found = []
-    for own, weight in zip(moments, weights, strict=True):
-        # a combination adds B_k (A_k'x), and what is missed is the sum of those that have left
-        parts = ((weight @ second).mT @ (weight @ second)) * (first.mT @ own @ first)
+    for block, matrix in zip(blocks, matrices, strict=True):
+        # a combination adds B_r (A_r'x), and what is missed is the sum of those that have left
+        gives = torch.einsum("cdk,dr->crk", matrix, second)
+        read = torch.einsum("dr,dkel,es->rksl", first, block, first)
+        parts = torch.einsum("crk,csl,rksl->rs", gives, gives, read)
         tails = parts.flip(0, 1).cumsum(0).cumsum(1).diagonal()
         found.append(torch.cat([torch.zeros_like(tails[:1]), tails.clamp(min=0).cummax(0).values]))
     return found
