@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="unlabelled training images")
     parser.add_argument("--share", type=float, default=0.4701, help="share of inner channels that remains")
     parser.add_argument("--how", nargs="*", default=["none", "batch-norm", "compensate", "reconstruct"])
-    parser.add_argument("--ridge", type=float, default=1e-3)
+    parser.add_argument("--ridge", type=float, help="instead of the one that is chosen")
     parser.add_argument("--memory", type=int, default=8, help="GiB that activations may take")
     parser.add_argument("--curve", action="store_true", help="also 100, 500, 2,000 and 10,000 images")
     parser.add_argument("--large", type=int, nargs="*", default=[], help="resnet50 on so many images each")

@@ -1,15 +1,17 @@
 """MobileNetV2 with its linear streams cut: single channels that stay, against the best combinations of all.
 
-Run: python -m benchmarks.streams --threads 1 [--kept 0.9 0.75 0.5] [--share 0.8 0.65 0.5]
+Run: python -m benchmarks.streams --threads 1 [--images 200] [--ridge 1e-3] [--kept 0.9 0.75] [--share 0.8 0.6]
 
 ImageNet weights on photographs of cats and dogs, no labels: how often the smaller network gives the same
-of 1,000 classes as the whole one. The first table cuts all seven streams to a share of their channels and
-nothing else, the second the whole network to a share of its MACs, units and shares by reconstruction error.
-Each row is repaired twice, with no streams found and as is done by default; nothing is trained.
+of 1,000 classes as the whole one. The first rows cut all seven streams to a share of their channels and
+nothing else, the others the whole network to a share of its MACs: with one share of each group, and with
+shares by reconstruction error. Units leave in the order of reconstruction. Each row is repaired twice, with no
+streams found and as is done by default; nothing is trained.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -49,15 +51,18 @@ def classes(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print a line for each cut."""
     parser = arguments("Linear streams, cut to channels and to combinations.")
     parser.add_argument("--size", type=int, default=160, help="pixels")
-    parser.add_argument("--images", type=int, default=500, help="images to rank and repair on")
-    parser.add_argument("--kept", type=float, nargs="*", default=[0.9, 0.75, 0.5], help="of the channels")
-    parser.add_argument("--share", type=float, nargs="*", default=[0.8, 0.65, 0.5], help="of the MACs")
+    parser.add_argument("--images", type=int, default=200, help="images to rank and repair on")
+    parser.add_argument("--ridge", type=float, help="instead of the one that is chosen")
+    parser.add_argument("--kept", type=float, nargs="*", default=[0.9, 0.75], help="of the channels")
+    parser.add_argument("--share", type=float, nargs="*", default=[0.8, 0.6], help="of the MACs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    header(f"MobileNetV2 at {args.size} pixels, {args.images} images to rank and repair on")
+    header(
+        f"MobileNetV2 at {args.size} pixels, {args.images} images to rank and repair on, ridge {args.ridge}"
+    )
     model = mobilenet_v2()
     model.load_state_dict(load_file(args.data / "weights" / "mobilenet_v2_imagenet.safetensors"))
     model.eval()
@@ -65,39 +70,28 @@ def main() -> None:
     tested = photographs(args.data / "catsdogs" / "test", args.size, 10_000)
     wanted = classes(model, tested)
     graph = secateurs.trace(model, some[0][:2])
-    scores: dict[str, secateurs.Scores] = {}
-    for way, within in WAYS.items():
-        with within():
-            scores[way] = secateurs.score(model, graph, "reconstruction", data=some)
-
-    def row(name: str, plans: dict[str, secateurs.Plan]) -> None:
-        cells = []
-        for way, plan in plans.items():
-            small = secateurs.apply(model, plan)
+    scores = secateurs.score(model, graph, "reconstruction", data=some)
+    streams = [each for each in graph.groups if each.name.count(".") == 3]  # such as features.2.conv.2
+    plans = {}
+    for part in args.kept:
+        gone = {each: round((1 - part) * each.size) for each in streams}
+        removed = {each.name: scores[each.name].argsort()[:count].tolist() for each, count in gone.items()}
+        plans[f"streams to {part:.0%}"] = secateurs.Plan.of(graph, removed)
+    for part in args.share:
+        budget = secateurs.Budget(macs=part)
+        plans[f"one share, {part:.0%} of the MACs"] = secateurs.plan(graph, scores, budget, scope="local")
+        plans[f"by error, {part:.0%} of the MACs"] = secateurs.plan(graph, scores, budget, allocation="error")
+    print("| | cut | channels | combinations | seconds |\n|" + " --- |" * 5)
+    for name, plan in plans.items():
+        small = secateurs.apply(model, plan)
+        cells = [f"{(classes(small, tested) == wanted).float().mean():.1%}"]
+        for within in WAYS.values():
+            small, started = secateurs.apply(model, plan), time.process_time()
+            with within():
+                repair(model, small, plan, some, ridge=args.ridge)
+            seconds = time.process_time() - started
             cells.append(f"{(classes(small, tested) == wanted).float().mean():.1%}")
-            with WAYS[way]():
-                repair(model, small, plan, some)
-            cells.append(f"{(classes(small, tested) == wanted).float().mean():.1%}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-    for title, parts in (("of the streams", args.kept), ("of the MACs", args.share)):
-        print(f"\n| {title} | channels: cut | repaired | combinations: cut | repaired |")
-        print("|" + " --- |" * 5)
-        for part in parts:
-            plans = {}
-            for way, own in scores.items():
-                if title == "of the MACs":
-                    plans[way] = secateurs.plan(graph, own, secateurs.Budget(macs=part), allocation="error")
-                else:
-                    streams = [
-                        each for each in graph.groups if each.name.count(".") == 3
-                    ]  # features.2.conv.2
-                    removed = {
-                        each.name: own[each.name].argsort()[: round((1 - part) * each.size)].tolist()
-                        for each in streams
-                    }
-                    plans[way] = secateurs.Plan.of(graph, removed)
-            row(f"{part:.0%}", plans)
+        print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -164,3 +164,61 @@ def test_positions_are_drawn_without_repetition() -> None:
     assert torch.equal(sampled(10, chance, rows=10), torch.arange(10))
     drawn = sampled(1000, chance, rows=100)
     assert len(set(drawn.tolist())) == 100
+
+
+# -- a ridge by cross-validation ------------------------------------------------------------------
+
+
+def noisy(count: int, columns: int, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows with targets that follow them in part, and as many without noise to judge by."""
+    chance = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -1, columns, dtype=torch.float64)
+    rows = torch.randn(2, max(count, 500), columns, generator=chance, dtype=torch.float64) * scales + 1
+    true = torch.randn(columns, 3, generator=chance, dtype=torch.float64) / columns**0.5
+    targets = rows @ true
+    seen = targets[0, :count] + noise * torch.randn(count, 3, generator=chance, dtype=torch.float64)
+    return rows[0, :count], seen, rows[1], targets[1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("count", "columns"), [(100, 80), (60, 200), (400, 100)])
+def test_the_ridge_that_is_chosen_is_about_the_best_on_other_rows(
+    count: int, columns: int, noise: float
+) -> None:
+    rows, targets, others, wanted = noisy(count, columns, noise)
+    moments = Moments(columns, 3)
+    moments.add(rows, targets)
+
+    def missed(weights: Tensor, bias: Tensor) -> float:
+        return float((others @ weights[0].mT + bias - wanted).square().mean())
+
+    chosen = missed(*moments.solve(1e-3, is_least=True))
+    at_all = [missed(*moments.solve(1e-3 * 10**power)) for power in (0, 1, 2, 3, 4, 5, 9)]
+    if noise == 10.0:  # hundred times what is to be found: the best is none, and one draw says little more
+        assert chosen < 0.05 * at_all[0]
+    else:
+        assert chosen <= 1.3 * min(at_all)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("noise", [0.1, 10.0])
+def test_rows_and_products_choose_the_same_ridge(noise: float, intercept: bool) -> None:
+    rows, targets, *_ = noisy(60, 80, noise)
+    found = []
+    for kind in (Moments, Samples):
+        sums = kind(80, 3)
+        sums.add(rows, targets)
+        found.append(sums.solve(1e-3, intercept=intercept, is_least=True))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_each_group_has_a_ridge_of_its_own() -> None:
+    (rows, targets, *_), (others, noise, *_) = noisy(60, 30, 0.0), noisy(60, 30, 10.0)
+    both = Moments(30, 3, groups=2)
+    both.add(torch.stack([rows, others]), torch.stack([targets, noise]))
+    weights, _ = both.solve(1e-3, is_least=True)
+    for place, (some, wanted) in enumerate(((rows, targets), (others, noise))):
+        alone = Moments(30, 3)
+        alone.add(some, wanted)
+        torch.testing.assert_close(weights[place], alone.solve(1e-3, is_least=True)[0][0])

@@ -786,6 +786,19 @@ def test_few_positions_are_not_followed_by_chance() -> None:
     assert missed(model, small, others) < 0.5 * plainly
 
 
+def test_a_classifier_does_not_learn_few_images_by_heart() -> None:
+    """The ridge that is chosen leaves more of other images right than the least one."""
+    model = ready(Convolutions(nn.Linear(20, 300), nn.Linear(300, 50)))
+    chance = torch.Generator().manual_seed(1)
+    inputs, others = (torch.randn(count, 20, generator=chance) for count in (200, 1000))
+    plan, small = cut(model, inputs, {"first": list(range(20))})
+    plainly, given = secateurs.apply(model, plan), secateurs.apply(model, plan)
+    repair(model, small, plan, inputs.split(50))
+    repair(model, given, plan, inputs.split(50), ridge=1e-3)
+    left = [missed(model, each, others) for each in (small, given, plainly)]
+    assert left[0] < 0.9 * left[1] and left[0] < left[2]
+
+
 def test_what_is_refused() -> None:
     model, small, plan, inputs = prepared("linear")
     with pytest.raises(TrainingError, match="gave no batch"):

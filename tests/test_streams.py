@@ -15,7 +15,7 @@ from secateurs.recovery import Repair, repair
 from secateurs.recovery.features import boundaries
 from secateurs.recovery.readers import Reader, Watching
 from secateurs.recovery.recording import Recorder
-from secateurs.recovery.streams import Stream, StreamRank, missed_channels, streams_in
+from secateurs.recovery.streams import Stream, StreamRank, streams_in
 
 WIDTH, INNER = 8, 24
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -204,17 +204,6 @@ def test_layers_without_norms_are_a_stream_too() -> None:
     assert told(done)["narrow.weight"] == "combinations"
 
 
-def test_no_channels_miss_less_for_a_single_reader() -> None:
-    chance = torch.Generator().manual_seed(0)
-    rows = torch.randn(500, 6, generator=chance).double() @ torch.randn(6, 6, generator=chance).double()
-    weight, moments = torch.randn(4, 6, generator=chance).double(), rows.T @ rows / 500
-    (missed,) = missed_channels([moments], [weight], 6)
-    root = torch.linalg.cholesky(moments)
-    squares = torch.linalg.svdvals(weight @ root).square()  # four outputs: two channels are too many
-    expected = torch.cat([torch.zeros(3), squares.flip(0).cumsum(0)]).double()
-    torch.testing.assert_close(missed, expected, rtol=1e-4, atol=1e-4 * float(squares.sum()))
-
-
 def test_several_readers_share_channels_that_serve_all() -> None:
     """Against what single channels leave, refitted for each reader, at every width."""
     model = narrow(WIDTH)
@@ -248,17 +237,6 @@ def test_several_readers_share_channels_that_serve_all() -> None:
 
 def subsets(kept: int) -> list[Tensor]:
     return list(torch.combinations(torch.arange(WIDTH), kept))
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_reconstruction_ranks_a_stream_by_its_best_channels(kernel: int) -> None:
-    model = narrow(5, kernel=kernel)
-    graph = secateurs.trace(model, IMAGES[:4])
-    scores = secateurs.score(model, graph, "reconstruction", data=IMAGES.split(16))
-    assert scores.curves is not None
-    curve = scores.curves["narrow.0"]
-    assert curve[3] < 1e-9 < 0.05 < curve[4]
-    assert bool((curve.diff() >= 0).all())
 
 
 def test_constants_are_mended_unless_there_are_combinations() -> None:

@@ -20,14 +20,14 @@ from secateurs.criteria.elimination import Regression
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
 from secateurs.criteria.processes import largest
-from secateurs.criteria.products import ProductPlace, with_combinations, with_other_channels
+from secateurs.criteria.products import ProductPlace, with_combinations
 from secateurs.criteria.readings import scoring_mode
 from secateurs.errors import UnrankedError
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
 from secateurs.graph.products import operands_of
 from secateurs.recovery.chains import Chain
-from secateurs.recovery.combining import all_exchangeable
+from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.factors import Factors
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.moments import ROWS, sampled
@@ -35,7 +35,6 @@ from secateurs.recovery.points import chain_of, next_reader
 from secateurs.recovery.readers import Reader, Watching
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
-from secateurs.recovery.streams import Stream
 
 _WIDEST = 4608  # columns whose products are kept, 162 MiB; of wider readers those of the units are
 _ROWS = 1024  # positions of a batch that are read, at least; twice the columns of wide readers
@@ -59,7 +58,6 @@ class Consumers:
         self._is_followed, self._chains = False, dict[int, Chain]()
         self._behind: dict[int, int] = {}
         self._passages: dict[int, Factors] = {}
-        self._streams: list[Stream] = []
         self.places: dict[int, Place] = {}
         self.products: dict[int, ProductPlace] = {}
 
@@ -98,10 +96,7 @@ class Consumers:
         recorder = Recorder(batch.model, batch.inputs, written_out=True)
         self._reads = reads_of(self._graph, recorder)
         numbers = {plain: number for number, plain in enumerate(recorder.plain)}
-        if self._at_points:
-            every = all_exchangeable(batch.model, batch.inputs, recorder, agree=self._do_all)
-            self._streams = [each for each in every if isinstance(each, Stream) and each.depth <= _WIDEST]
-        found = [each for each in every if isinstance(each, Factors)] if self._at_points else []
+        found = factors_in(batch.model, batch.inputs, recorder, agree=self._do_all) if self._at_points else ()
         ranks = {each.call: LowRank(each, self._device) for each in found if not each.is_read}
         self._passages = {each.call: each for each in found if each.is_read}
         self.products = {
@@ -135,18 +130,13 @@ class Consumers:
         unseen = self._reads.unseen_of(group)
         if unseen is not None:
             raise _not_understood(group, _where(group, unseen.call))
-        of_calls: dict[int, list[Regression]] = {}
+        found: list[Regression] = []
         for call, reads in self._reads.of_calls.items():
             for read in reads:
                 if _has(read, group):
                     factors = self._passages.get(call)
                     problems = self.places[call].regressions(read, group, centred=centred)
-                    of_calls.setdefault(call, []).extend(
-                        with_combinations(each, factors) for each in problems
-                    )
-        for stream in self._streams:
-            of_calls |= with_other_channels(of_calls, stream)
-        found = [problem for problems in of_calls.values() for problem in problems]
+                    found += [with_combinations(each, factors) for each in problems]
         for call, product in self.products.items():
             share = self.places[self._behind[call]].share() if call in self._behind else 1.0
             found += product.regressions(group, centred=centred, share=share)

@@ -7,13 +7,11 @@ every result, and the mean products of these contributions follow from those of 
 
 Where both factors come straight from two layers, a repair exchanges units for combinations of them
 (`secateurs.recovery.low_rank`). Then the error is that of the best combinations, whichever units leave. So it
-is with values that attention averages, whose second factor is the weight that reads them, and with linear
-streams (`secateurs.recovery.streams`).
+is with values that attention averages, whose second factor is the weight that reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -24,7 +22,6 @@ from secateurs.criteria.processes import add_up
 from secateurs.graph.groups import Group, UnitProduct
 from secateurs.recovery.factors import Factors
 from secateurs.recovery.low_rank import LowRank, missed_values
-from secateurs.recovery.streams import Stream, missed_channels
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -44,29 +41,6 @@ def with_combinations(problem: Regression, factors: Factors | None) -> Regressio
         return problem
     missed = missed_values(problem.moments.cpu(), problem.weight.detach().cpu(), factors)
     return replace(problem, steps=missed[:: heads.shape[1] // units].diff())
-
-
-def with_other_channels(
-    problems: Mapping[int, list[Regression]], stream: Stream
-) -> dict[int, list[Regression]]:
-    """The problems of all that read a linear stream, with the errors of its best combinations.
-
-    Args:
-        problems: The problems of a group of units, by the calls of the layers that read them.
-        stream: The stream; nothing is given for it unless all that reads it reads the group's units alone.
-    """
-    own = [problem for call in stream.readers for problem in problems.get(call, [])]
-    if len(own) != len(stream.readers) or any(each.columns.numel() != each.weight.shape[1] for each in own):
-        return {}
-    missed = missed_channels(
-        [each.moments.cpu() for each in own], [each.weight.detach().cpu() for each in own], stream.depth
-    )
-    times = [stream.depth // len(each.units) for each in own]
-    steps = [each[::count].diff() for each, count in zip(missed, times, strict=True)]
-    return {
-        call: [replace(problem, steps=step)]
-        for call, problem, step in zip(stream.readers, own, steps, strict=True)
-    }
 
 
 class ProductPlace:

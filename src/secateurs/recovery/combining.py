@@ -52,7 +52,10 @@ def exchangeable(
         agree: Whether something holds in all processes, for what holds in this one.
     """
     found: dict[Exchangeable, dict[Place, Kept]] = {}
-    for each in all_exchangeable(model, inputs, record, agree=agree):
+    factors = factors_in(model, inputs, record, agree=agree)
+    taken = {place for each in factors for place in each.places}
+    every: list[Exchangeable] = [*factors, *streams_in(model, inputs, record, taken, agree=agree)]
+    for each in every:
         everywhere = {place: _left(place, plan, record, before) for place in each.places}
         left = {place: kept for place, kept in everywhere.items() if kept is not None}
         if len(left) == len(everywhere):
@@ -62,22 +65,6 @@ def exchangeable(
             if len(counts) == 1 and int(counts) < each.depth:
                 found[each] = left
     return found
-
-
-def all_exchangeable(
-    model: nn.Module, inputs: Inputs, record: Recorder, *, agree: Callable[[bool], bool] = bool
-) -> list[Exchangeable]:
-    """The factors and the linear streams of a model, none of which shares a place with another.
-
-    Args:
-        model: The model, in evaluation mode.
-        inputs: A batch.
-        record: A pass of the model on it, with recurrent layers written out.
-        agree: Whether something holds in all processes, for what holds in this one.
-    """
-    factors = factors_in(model, inputs, record, agree=agree)
-    taken = {place for each in factors for place in each.places}
-    return [*factors, *streams_in(model, inputs, record, taken, agree=agree)]
 
 
 def _left(place: Place, plan: Plan, record: Recorder, before: Mapping[str, Tensor]) -> Kept | None:

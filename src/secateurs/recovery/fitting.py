@@ -28,6 +28,7 @@ from secateurs.recovery.samples import MOST_ROWS, Samples, are_few
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_RIDGE = 1e-3
 _AT_ONCE = 1 << 22  # values that are copied from what layers read, 16 MiB, and twice that in float64
 
 
@@ -235,11 +236,19 @@ class Equations:
         self.missing.reduce(accelerator)
         self._values.reduce(accelerator)
 
-    def solve(self, ridge: float) -> Solution:
-        """The best correction; never worse than none, on the positions that were read."""
+    def solve(self, ridge: float | None) -> Solution:
+        """The best correction; never worse than none, on the positions that were read.
+
+        Args:
+            ridge: See `repair`.
+        """
         links = self.fit.links
         few = A_COLUMN * self.fit.columns / max(self.missing.count, 1)  # positions that are not there
-        weights, bias = self.missing.solve(ridge * max(1.0, few), intercept=self.fit.can_shift)
+        weights, bias = self.missing.solve(
+            (_RIDGE if ridge is None else ridge) * max(1.0, few),
+            intercept=self.fit.can_shift,
+            is_least=ridge is None and few > 1,
+        )
         parts = weights.split([link.reader.columns for link in links], 2) if self.fit.weights else ()
         for part, link in zip(parts, links, strict=False):
             part.mul_((link.gain != 0).view(part.shape[0], -1, 1))  # nothing comes through a scale of zero

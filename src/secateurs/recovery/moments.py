@@ -21,6 +21,8 @@ ROWS = 4096  # positions of one batch that enter one set of normal equations
 _LEAST = 1 << 15  # positions of all batches, where they are read for a fit
 A_COLUMN = 16  # the same for each column: what a fit errs by falls with its inverse
 WIDEST = 8192  # columns of normal equations: 512 MiB of products, and minutes to solve
+MOST_TURNED = 4608  # columns, or rows, whose products are brought to a diagonal: half a minute of one core
+_STRONGER = 10.0 ** (torch.arange(11, dtype=torch.float64) / 2)  # than the least pull
 _ALL = slice(None)
 
 
@@ -118,7 +120,9 @@ class Moments:
         """``(G, C)``: the best bias beside ``weights``, which are ``(G, C, K)``."""
         return self.targets / self._counted() - (weights @ self.mean()[:, :, None])[:, :, 0]
 
-    def solve(self, ridge: float = 0.0, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, ridge: float = 0.0, *, intercept: bool = True, is_least: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The weights and the bias that give the targets best.
 
         ``V = (X^T X + ridge s I)^-1 X^T T``, of centred rows and targets where there is an intercept, with
@@ -128,12 +132,21 @@ class Moments:
         Args:
             ridge: The pull towards zero, relative to the mean variance of the columns.
             intercept: Whether a bias can take over the means.
+            is_least: Whether the pull may be stronger, as cross-validation says; see `better_pulls`.
 
         Returns:
             ``(G, C, K)`` and ``(G, C)``; the bias is zero without an intercept.
         """
         spread, wanted = self.covariance(centred=intercept), self._shared(centred=intercept)
         pull = (ridge * spread.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-30)  # (G,)
+        if is_least and spread.shape[1] <= MOST_TURNED:
+            values, turns = torch.linalg.eigh(spread)
+            shared = turns.mT @ wanted  # (G, K, C)
+            power = self.squares / self._counted()
+            power = power - (self.targets / self._counted()).square() if intercept else power
+            pull = better_pulls(values, shared.square().sum(2), power.sum(1), pull, self._counted())
+            weights = (turns @ (shared / (values.clamp(min=0) + pull[:, None])[:, :, None])).mT
+            return weights, self.constants(weights) if intercept else torch.zeros_like(self.targets)
         spread.diagonal(dim1=1, dim2=2).add_(pull[:, None])
         weights = solved(spread, wanted).mT  # (G, C, K)
         return weights, self.constants(weights) if intercept else torch.zeros_like(self.targets)
@@ -162,6 +175,38 @@ class Moments:
         if not self.count:
             raise TrainingError("the data gave no batch", fix="pass batches of inputs, a few hundred images")
         return self.count
+
+
+def better_pulls(values: Tensor, shared: Tensor, power: Tensor, pull: Tensor, count: int) -> Tensor:
+    """The pull of a ridge regression that leaves the least error on rows which it has not seen.
+
+    By generalized cross-validation (Golub, Heath and Wahba 1979): of ``n`` rows the mean squared error on the
+    rows themselves, divided by ``(1 - f / n)^2`` for the ``f`` degrees of freedom that the pull leaves.
+
+    Args:
+        values: ``(G, K)`` variances of the rows along their principal directions.
+        shared: ``(G, K)`` squared covariances of the targets with these, summed over the targets.
+        power: ``(G,)`` variance of the targets, summed.
+        pull: ``(G,)`` the least.
+        count: ``n``.
+
+    Returns:
+        ``(G,)``; infinite where no regression is best.
+
+    Example:
+        >>> values, none = torch.ones(1, 50), torch.zeros(1, 50)
+        >>> better_pulls(values, none, torch.ones(1), torch.tensor([1e-3]), 60)  # the targets are noise
+        tensor([inf])
+    """
+    pulls = pull * _STRONGER[:, None].to(pull)  # (P, G)
+    pulls = torch.cat([pulls, torch.full_like(pulls[:1], torch.inf)])
+    values, each = values.clamp(min=0), pulls[:, :, None]
+    told = (values + 2 * each) / (values + each).square() * shared  # (P, G, K)
+    freedom = (values / (values + each)).sum(2) + 1
+    missed = (power - torch.where(each.isinf(), 0.0, told).sum(2)).clamp(min=0)
+    errors = missed / (1 - freedom / count).square()
+    errors = torch.where(freedom < count, errors, torch.inf)
+    return pulls.gather(0, errors.argmin(0)[None])[0]
 
 
 def rows_wanted(columns: int, batches: int) -> int:

@@ -95,7 +95,7 @@ def repair(
     batches: Iterable[Any],
     *,
     how: str = "reconstruct",
-    ridge: float = 1e-3,
+    ridge: float | None = None,
     seed: int = 0,
     memory: int = 2 << 30,
     accelerator: Accelerator | None = None,
@@ -121,7 +121,8 @@ def repair(
             few thousand; gone through once and kept meanwhile.
         how: ``"none"``, ``"batch-norm"``, ``"compensate"`` or ``"reconstruct"``.
         ridge: The pull towards the weights as they are, relative to the mean variance of what they read. It
-            grows where there are fewer than 16 positions for each value that an output reads.
+            grows where there are fewer than 16 positions for each value that an output reads. None is 1e-3,
+            and then more where generalized cross-validation says so, up to weights as they are.
         seed: Which positions of large maps are read.
         memory: Bytes that activations may take while passes wait for a fit, and as many for the threads that
             wait. Batches beyond it join as soon as there is room: early layers of large images, where one
@@ -153,7 +154,7 @@ def repair(
     """
     if how not in WAYS:
         raise UnknownNameError("way to repair", how, WAYS)
-    if not ridge > 0:
+    if ridge is not None and not ridge > 0:
         raise TrainingError(f"`0 < ridge` must hold, got ridge={ridge}", fix="repair(..., ridge=1e-3)")
     if how == "none":
         return Repair(how=how)
@@ -223,7 +224,7 @@ class _Repairing:
         names = {id(tensor): name for name, tensor in tensors_of(self.smaller).items()}
         return [Repaired(name=names[id(mean)], what="statistics") for mean in means]
 
-    def fit(self, layout: Layout, ridge: float) -> list[Repaired]:
+    def fit(self, layout: Layout, ridge: float | None) -> list[Repaired]:
         """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
         processes = self.accelerator.num_processes if self.accelerator is not None else 1
         pairs = Pairs(self.model, self.smaller, layout, self.inputs, memory=self.memory, seed=self.seed)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import TrainingError
-from secateurs.recovery.moments import WIDEST, grouped, solved
+from secateurs.recovery.moments import MOST_TURNED, WIDEST, better_pulls, grouped, solved
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,7 +106,9 @@ class Samples:
         ]
         return torch.cat(self._targets, 1).mean(1) - torch.stack(through).sum(0)[:, :, 0]
 
-    def solve(self, ridge: float = 0.0, *, intercept: bool = True) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, ridge: float = 0.0, *, intercept: bool = True, is_least: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The weights and the bias that give the targets best; those of `Moments.solve`.
 
         ``V' = X' (X X' + ridge s n I)^-1 T``, of centred rows and targets where there is an intercept, with
@@ -115,6 +117,7 @@ class Samples:
         Args:
             ridge: The pull towards zero, relative to the mean variance of the columns.
             intercept: Whether a bias can take over the means.
+            is_least: Whether the pull may be stronger, as cross-validation says; see `better_pulls`.
 
         Returns:
             ``(G, C, K)`` in the precision of the rows and ``(G, C)``; the bias is zero without an intercept.
@@ -128,9 +131,17 @@ class Samples:
         )
         for _, x in self._chunks(_ALL, centred=intercept):
             products += x @ x.mT
-        pull = ridge * products.diagonal(dim1=1, dim2=2).sum(1) / self._columns  # s n, (G,)
-        products.diagonal(dim1=1, dim2=2).add_(pull.clamp(min=1e-30)[:, None])
-        shares = solved(products, aim)  # (G, n, C)
+        pull = (ridge * products.diagonal(dim1=1, dim2=2).sum(1) / self._columns).clamp(min=1e-30)  # s n
+        if is_least and self.count <= MOST_TURNED:
+            values, turns = torch.linalg.eigh(products)
+            along, count = turns.mT @ aim, self.count  # (G, n, C)
+            shared = values.clamp(min=0) / count * along.square().sum(2) / count
+            power = aim.square().mean(1).sum(1)
+            pull = count * better_pulls(values / count, shared, power, pull / count, count)
+            shares = turns @ (along / (values.clamp(min=0) + pull[:, None])[:, :, None])
+        else:
+            products.diagonal(dim1=1, dim2=2).add_(pull[:, None])
+            shares = solved(products, aim)  # (G, n, C)
         kind = torch.promote_types(self._rows[0].dtype, torch.float32)
         weights = targets.new_empty(self._groups, self._outputs, self._columns, dtype=kind)
         for columns, x in self._chunks(_ALL, centred=intercept):

@@ -219,30 +219,3 @@ def _best(moments: Sequence[Tensor], weights: Sequence[Tensor], rank: int) -> tu
         products[0] += own / len(moments)
         products[1] += gram / (gram * own).sum().clamp(min=_TINY)
     return best_combinations(*best_roots(products), rank)
-
-
-def missed_channels(moments: Sequence[Tensor], weights: Sequence[Tensor], depth: int) -> list[Tensor]:
-    """What each reader of a stream gives less of after 0, 1, ... of its channels have left.
-
-    Args:
-        moments: ``(d k, d k)`` mean products of what each of them reads, for ``k`` places of a window;
-            centred where a bias takes up the mean.
-        weights: ``(C, d k)`` its weight.
-        depth: ``d``.
-
-    Returns:
-        ``(d + 1,)`` mean squares for each, summed over its outputs; nothing is refitted there.
-    """
-    blocks = [each.double().view(depth, each.shape[0] // depth, depth, -1) for each in moments]
-    matrices = [each.double().view(len(each), depth, -1) for each in weights]
-    own = [each.diagonal(dim1=1, dim2=3).mean(2) for each in blocks]
-    first, second = (each[0] for each in _best(own, matrices, depth))
-    found = []
-    for block, matrix in zip(blocks, matrices, strict=True):
-        # a combination adds B_r (A_r'x), and what is missed is the sum of those that have left
-        gives = torch.einsum("cdk,dr->crk", matrix, second)
-        read = torch.einsum("dr,dkel,es->rksl", first, block, first)
-        parts = torch.einsum("crk,csl,rksl->rs", gives, gives, read)
-        tails = parts.flip(0, 1).cumsum(0).cumsum(1).diagonal()
-        found.append(torch.cat([torch.zeros_like(tails[:1]), tails.clamp(min=0).cummax(0).values]))
-    return found
