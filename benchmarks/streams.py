@@ -1,12 +1,12 @@
 """MobileNetV2 with its linear streams cut: single channels that stay, against the best combinations of all.
 
-Run: python -m benchmarks.streams --threads 1 [--images 200] [--ridge 1e-3] [--kept 0.9 0.75] [--share 0.8 0.6]
+Run: python -m benchmarks.streams --threads 1 [--images 200] [--ridge 1e-3] [--kept 0.9] [--share 0.8 0.6]
 
 ImageNet weights on photographs of cats and dogs, no labels: how often the smaller network gives the same
 of 1,000 classes as the whole one. The first rows cut all seven streams to a share of their channels and
 nothing else, the others the whole network to a share of its MACs: with one share of each group, and with
-shares by reconstruction error. Units leave in the order of reconstruction. Each row is repaired twice, with no
-streams found and as is done by default; nothing is trained.
+shares by reconstruction error. Units leave in the order of reconstruction. Each row is repaired twice, with
+no streams found and as is done by default; nothing is trained.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
 
 _WIDE = (torch.float32, torch.float64)
+_AT_ONCE = 1 << 16  # rows that are in float64 at once
 _TINY = 1e-30
 
 
@@ -185,9 +186,11 @@ class StreamRank:
             return
         place = [*self._stream.readers].index(call)
         rows = reader.source.detach().movedim(self._stream.channel, -1).flatten(0, -2)
-        self._products[place] += (rows.mT @ rows).to(self._products)
-        self._sums[place] += rows.sum(0, dtype=torch.float64).to(self._sums)
         self._counts[place] += len(rows)
+        for some in rows.split(_AT_ONCE):
+            wide = some.to(self._products)
+            self._products[place] += wide.mT @ wide
+            self._sums[place] += wide.sum(0)
         weight = reader.matrix()[0].detach().unflatten(1, (-1, reader.kernel))
         self._weights[call] = weight.to(self._products)
 
