@@ -24,6 +24,7 @@ from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.recovery import pairs, repair
 from secateurs.recovery.both import Both
 from secateurs.recovery.layout import lay_out
+from test_streams import IMAGES, narrow
 from toy import OwnNorm, conv
 
 
@@ -241,6 +242,10 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
 
 
 def prepared(name: str) -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
+    if name == "linear stream":
+        model, inputs = narrow(8), IMAGES[:24]
+        plan, small = cut(model, inputs, {"narrow.0": [0, 3, 6]})
+        return model, small, plan, inputs
     make, shape, removed = READERS["attention" if name == "dimensions of heads" else name]
     model, inputs = ready(make()), torch.randn(shape)
     if make is Attention:
@@ -854,6 +859,7 @@ def wide() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
         ("reconstruct", "wide"),
         ("reconstruct", "several calls"),
         ("reconstruct", "dimensions of heads"),
+        ("reconstruct", "linear stream"),
     ],
 )
 def test_two_processes_end_as_one(tmp_path: Path, how: str, case: str) -> None:
