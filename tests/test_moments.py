@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateurs.errors import TrainingError
-from secateurs.recovery.moments import Moments, sampled
+from secateurs.recovery.moments import Moments, sampled, shrunk
 from secateurs.recovery.moves import values_at
 from secateurs.recovery.readers import reader_of
 from secateurs.recovery.samples import Samples, are_few
@@ -222,3 +222,22 @@ def test_each_group_has_a_ridge_of_its_own() -> None:
         alone = Moments(30, 3)
         alone.add(some, wanted)
         torch.testing.assert_close(weights[place], alone.solve(1e-3, is_least=True)[0][0])
+
+
+# -- covariances of few rows ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [10, 40, 400])
+def test_a_shrunk_covariance_is_nearer_to_that_of_all_rows(count: int) -> None:
+    chance = torch.Generator().manual_seed(0)
+    mix = torch.randn(40, 40, generator=chance, dtype=torch.float64) * torch.logspace(0, -1, 40)
+    rows = torch.randn(count, 40, generator=chance, dtype=torch.float64) @ mix.mT
+    seen, true = rows.mT @ rows / count, mix @ mix.mT
+    drawn = shrunk(seen[None], count)[0]
+    assert float((drawn - true).norm()) < float((seen - true).norm())
+    assert float(drawn.trace()) == pytest.approx(float(seen.trace()))
+    share = ((1 - 2 / 40) * seen.square().sum() + seen.trace() ** 2) / (
+        (count + 1 - 2 / 40) * (seen.square().sum() - seen.trace() ** 2 / 40)
+    )
+    apart = ~torch.eye(40, dtype=torch.bool)
+    torch.testing.assert_close(drawn[apart], (1 - min(float(share), 1.0)) * seen[apart])

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention, unfold
 import models
 import secateurs
 from models import build
-from secateurs.criteria import consumers
+from secateurs.criteria import consumers, places
 from secateurs.criteria.consumers import Consumers
 from secateurs.criteria.elimination import contributions
 from secateurs.criteria.observed import Batch
@@ -106,7 +106,7 @@ def ready(toy: type[Toy], examples: int = 24) -> tuple[Toy, secateurs.Graph, lis
 
 
 def test_the_curve_is_that_of_least_squares_on_stored_activations() -> None:
-    model, graph, data = ready(TwoReaders)
+    model, graph, data = ready(TwoReaders, examples=200)  # so many that covariances are as they are
     scores = secateurs.score(model, graph, "reconstruction", data=data)
     assert scores.curves is not None
     with torch.no_grad():
@@ -226,6 +226,7 @@ def test_curves_rise_from_zero_and_a_budget_can_be_spent(toy: type[Toy]) -> None
 
 
 def test_a_wide_reader_keeps_products_of_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "A_COLUMN", 0)  # covariances are as they are, also of few rows
     model, graph, data = ready(OneOutput)
     group = graph.by_name["body"]
 
@@ -320,3 +321,16 @@ def test_data_is_needed_and_no_loss() -> None:
     model, graph, _ = ready(models.PlainVgg)
     with pytest.raises(ScoreError, match="reconstruction needs activations, but data was not given"):
         secateurs.score(model, graph, "reconstruction")
+
+
+def test_few_images_do_not_make_units_look_needless() -> None:
+    """Of 60 values that have nothing to do with each other any 40 are all of 40 images, by chance."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 10)).eval()
+    model[0].weight.data, model[0].bias.data = torch.eye(60), torch.zeros(60)
+    few, many = torch.randn(40, 60), torch.randn(4000, 60)
+    graph = secateurs.trace(model, few)
+    found = [secateurs.score(model, graph, "reconstruction", data=[data]).curves for data in (few, many)]
+    seen, true = (curves["0"] for curves in found if curves is not None)
+    assert 0.5 * true[30] < seen[30] < 2 * true[30]
+    assert 0.5 * true[15] < seen[15] < 2 * true[15]

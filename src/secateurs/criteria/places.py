@@ -16,7 +16,7 @@ from secateurs.criteria.processes import add_up
 from secateurs.errors import ScoreError
 from secateurs.graph.groups import Group, UnitRead
 from secateurs.recovery.chains import Chain
-from secateurs.recovery.moments import Moments
+from secateurs.recovery.moments import A_COLUMN, Moments, shrunk
 from secateurs.recovery.readers import Reader
 
 _SKETCH = 64  # random combinations of a wide reader's outputs, drawn anew for each batch
@@ -101,6 +101,8 @@ class Place:
         """
         units = torch.from_numpy(read.units).view(self._groups, self._width) - group.first
         moments, weight = self.moments(centred).cpu(), self.weight.double().cpu()
+        if self._at_point and self._moments.count < A_COLUMN * moments.shape[-1]:
+            moments = shrunk(moments, self._moments.count)
         whole = self.variance() if self._at_point else ((weight @ moments) * weight).sum()
         weight = weight / whole.clamp(min=_TINY).sqrt()
         found = []

@@ -209,6 +209,34 @@ def better_pulls(values: Tensor, shared: Tensor, power: Tensor, pull: Tensor, co
     return pulls.gather(0, errors.argmin(0)[None])[0]
 
 
+def shrunk(covariance: Tensor, count: int) -> Tensor:
+    """A covariance of few rows, drawn towards a multiple of the unit matrix, so that it holds for others too.
+
+    In the covariance of ``n`` rows any ``n`` columns say all about the others, by chance alone. How far it is
+    drawn is the oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero 2010, arXiv 0907.4698).
+
+    Args:
+        covariance: ``(..., K, K)``.
+        count: How many rows it is of.
+
+    Returns:
+        ``(..., K, K)`` with the same trace.
+
+    Example:
+        >>> rows = torch.randn(10, 40, dtype=torch.float64)
+        >>> drawn = shrunk(rows.T @ rows / 10, 10)
+        >>> bool(torch.linalg.matrix_rank(drawn) == 40), bool((drawn - torch.eye(40)).norm() < 4)
+        (True, True)
+    """
+    width = covariance.shape[-1]
+    trace, squares = covariance.diagonal(dim1=-2, dim2=-1).sum(-1), covariance.square().sum((-2, -1))
+    spread = (count + 1 - 2 / width) * (squares - trace.square() / width)
+    above = (1 - 2 / width) * squares + trace.square()
+    share = (above / spread.clamp(min=1e-30)).clamp(max=1.0)[..., None, None]
+    even = torch.eye(width).to(covariance) * (trace / width)[..., None, None]
+    return (1 - share) * covariance + share * even
+
+
 def rows_wanted(columns: int, batches: int) -> int:
     """Positions to read of each batch, so that all together suffice for equations of so many columns.
 
