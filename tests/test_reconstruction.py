@@ -226,7 +226,7 @@ def test_curves_rise_from_zero_and_a_budget_can_be_spent(toy: type[Toy]) -> None
 
 
 def test_a_wide_reader_keeps_products_of_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "A_COLUMN", 0)  # covariances are as they are, also of few rows
+    monkeypatch.setattr(places, "_FEW", 0)  # covariances are as they are, also of few rows
     model, graph, data = ready(OneOutput)
     group = graph.by_name["body"]
 

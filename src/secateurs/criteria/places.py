@@ -16,10 +16,11 @@ from secateurs.criteria.processes import add_up
 from secateurs.errors import ScoreError
 from secateurs.graph.groups import Group, UnitRead
 from secateurs.recovery.chains import Chain
-from secateurs.recovery.moments import A_COLUMN, Moments, shrunk
+from secateurs.recovery.moments import Moments, shrunk
 from secateurs.recovery.readers import Reader
 
 _SKETCH = 64  # random combinations of a wide reader's outputs, drawn anew for each batch
+_FEW = 2  # positions for each column below which covariances are shrunk
 _CHUNK = 2**24  # values in memory at once, of a wide reader
 _TINY = torch.finfo(torch.float64).tiny
 _MOST_UNITS = 8192  # units whose products are kept, 512 MiB
@@ -101,7 +102,7 @@ class Place:
         """
         units = torch.from_numpy(read.units).view(self._groups, self._width) - group.first
         moments, weight = self.moments(centred).cpu(), self.weight.double().cpu()
-        if self._at_point and self._moments.count < A_COLUMN * moments.shape[-1]:
+        if self._at_point and self._moments.count < _FEW * moments.shape[-1]:
             moments = shrunk(moments, self._moments.count)
         whole = self.variance() if self._at_point else ((weight @ moments) * weight).sum()
         weight = weight / whole.clamp(min=_TINY).sqrt()

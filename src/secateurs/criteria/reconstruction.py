@@ -73,7 +73,8 @@ class Reconstruction(_Elimination):
     by; no labels and no gradients are needed. Errors of several readers add up. Where activations are
     multiplied, as queries with keys, it is the share of the products' variance that is missed, times the
     share of the stream's variance that comes of them. Where a repair would exchange units for combinations
-    of them, as those of heads, it is what the best combinations miss.
+    of them, as those of heads, it is what the best combinations miss. Covariances of fewer than two positions
+    a column are shrunk (`secateurs.recovery.moments.shrunk`).
 
     The errors are those of one group alone, with all others whole. Of a weight that is used twice both uses
     are refitted apart. What mixes units before a reader, such as a layer norm, is taken as it is.
