@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
 READ = 2  # the side of what a layer reads; 0 and 1 are factors, those behind it what may be averaged
+_WIDE = (torch.float32, torch.float64)  # in which numbers of outputs are told apart
 _SAME = 1e-4  # by which outputs may differ, as a share of the largest
 
 
@@ -32,19 +32,19 @@ class Exchanging(Watching):
         meet: Called with the number of a call, a side and a factor: 0 and 1 are both sides of a product,
             those behind `READ` what may be averaged.
         columns: What the weights of some calls are multiplied by, ``(K, K)``.
-        later: Gives what is to take the place of a call's result, of any call, by its number.
+        results: What is done to the results of calls, by number, whatever they call.
     """
 
     def __init__(
         self,
-        exchange: Callable[[int, Reader, Tensor], Tensor | None],
+        exchange: Callable[[int, Reader, Tensor], Tensor | None] = lambda *_: None,
         *,
         meet: Callable[[int, int, Tensor], None] | None = None,
         columns: Mapping[int, Tensor] | None = None,
-        later: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        results: Mapping[int, Sequence[Callable[[Tensor], Tensor]]] | None = None,
     ) -> None:
         super().__init__(exchange)
-        self._meet, self._columns, self._later = meet, columns or {}, later or {}
+        self._meet, self._columns, self._results = meet, columns or {}, results or {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -60,9 +60,11 @@ class Exchanging(Watching):
         if reader is not None and mix is not None:
             weight = (reader.matrix().double() @ mix.to(reader.weight.device)).to(reader.weight.dtype)
             args, kwargs = exchanged(args, kwargs, {id(reader.weight): reader.unfolded(weight)})
-        later = self._later.get(self._call) if is_numbered(func) else None
+        changes = self._results.get(self._call, ()) if is_numbered(func) else ()
         out = super().__torch_function__(func, types, args, kwargs)
-        return out if later is None else later(out)
+        for change in changes:
+            out = change(out)
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,12 @@ class Change:
     """What layers give, or weigh, in place of what they did.
 
     Args:
-        outputs: What is done to a layer's outputs, ``(..., C)``, by its call.
+        results: What is done to the results of calls, by number.
         columns: What a layer's weight, ``(C, K)``, is multiplied by, ``(K, K)``.
-        later: What is done to the result of any call, by its number.
     """
 
-    outputs: Mapping[int, Callable[[Tensor], Tensor]]
+    results: Mapping[int, Callable[[Tensor], Tensor]]
     columns: Mapping[int, Tensor]
-    later: Mapping[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 _Found = TypeVar("_Found")
@@ -112,15 +112,11 @@ class Proof:
             for call, mix in change.columns.items():
                 columns[call] = columns[call] @ mix if call in columns else mix
 
-        def exchange(call: int, reader: Reader, result: Tensor) -> Tensor | None:
-            own = [change.outputs[call] for change in changes if call in change.outputs]
-            values = result.movedim(reader.channel, -1).double()
-            for each in own:
-                values = each(values)
-            return values.to(result.dtype).movedim(-1, reader.channel) if own else None
-
-        later = {call: each for change in changes for call, each in change.later.items()}
-        with Exchanging(exchange, columns=columns, later=later), RecurrenceWrittenOut():
+        results: dict[int, list[Callable[[Tensor], Tensor]]] = {}
+        for change in changes:
+            for call, each in change.results.items():
+                results.setdefault(call, []).append(each)
+        with Exchanging(columns=columns, results=results), RecurrenceWrittenOut():
             given = tensors_in(call_model(self._model, self._inputs))
         if len(given) != len(self._wanted):
             return False
@@ -147,20 +143,45 @@ def other_combinations(found: Factors, record: Recorder) -> Change:
         mix = mixes.setdefault(factor.call, torch.eye(count, dtype=turn.dtype))
         for channels, part in zip(factor.channels, parts, strict=True):
             mix[channels[:, None], channels] = turn[part]
-    return Change({call: partial(_mixed, mix) for call, mix in outputs.items()}, columns)
-
-
-def _mixed(mix: Tensor, values: Tensor) -> Tensor:
-    given: Tensor = values @ mix.to(values)
-    return given
+    results = {call: mixed(mix, record.readers[call].channel) for call, mix in outputs.items()}
+    return Change(results, columns)
 
 
 def shifted_seconds(found: Factors, record: Recorder) -> Change:
     """Something is added to all rows of the second factor."""
-    channels = found.second.channels
-    shift = torch.zeros(record.readers[found.second.call].outputs, dtype=torch.float64)
+    channels, reader = found.second.channels, record.readers[found.second.call]
+    shift = torch.zeros(reader.outputs, dtype=torch.float64)
     shift[channels] = torch.linspace(-1, 1, channels.numel(), dtype=torch.float64).view_as(channels)
-    return Change({found.second.call: lambda values: values + shift.to(values) * values.std()}, {})
+
+    def shifted(result: Tensor) -> Tensor:
+        values = result.movedim(reader.channel, -1).double()
+        return (values + shift.to(values) * values.std()).to(result.dtype).movedim(-1, reader.channel)
+
+    return Change({found.second.call: shifted}, {})
+
+
+def mixed(mix: Tensor, channel: int) -> Callable[[Tensor], Tensor]:
+    """What gives combinations of a result's channels.
+
+    Args:
+        mix: ``(C, C)``, which their values, ``(..., C)``, are multiplied by.
+        channel: The dimension of the channels.
+    """
+
+    def change(result: Tensor) -> Tensor:
+        values = result.movedim(channel, -1).double()
+        return (values @ mix.to(values)).to(result.dtype).movedim(-1, channel)
+
+    return change
+
+
+def own_layers(record: Recorder) -> dict[int, Reader]:
+    """The calls of layers whose weights no other call uses, without groups, exact enough for a proof."""
+    return {
+        call: reader
+        for call, reader in record.readers.items()
+        if reader.groups == 1 and record.uses(reader.weight) == 1 and reader.weight.dtype in _WIDE
+    }
 
 
 def any_turns(count: int, depth: int) -> Tensor:

@@ -16,14 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.running import Inputs, call_model
-from secateurs.recovery.factor_proof import READ, Exchanging, Proof, other_combinations, shifted_seconds
+from secateurs.recovery.factor_proof import (
+    READ,
+    Exchanging,
+    Proof,
+    other_combinations,
+    own_layers,
+    shifted_seconds,
+)
 from secateurs.recovery.factors import Factor, Factors
 from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.recurrence import RecurrenceWrittenOut
 
 _FIRST, _SECOND = range(2)
-_WIDE = (torch.float32, torch.float64)  # in which numbers of outputs are told apart
 _NEAR = 0.05  # by which a number that was moved, scaled and averaged may miss a whole one
 _EVEN = 1e-4  # by which what should be one number for all may differ, as a share of it
 
@@ -58,11 +64,7 @@ def factors_in(
         >>> values.first.channels.tolist(), values.second.channels.tolist(), values.is_read
         ([[12, 13, 14], [15, 16, 17]], [[0, 1, 2], [3, 4, 5]], True)
     """
-    usable = {
-        call: reader
-        for call, reader in record.readers.items()
-        if reader.groups == 1 and record.uses(reader.weight) == 1 and reader.weight.dtype in _WIDE
-    }
+    usable = own_layers(record)
     if not usable:
         return ()
     with torch.no_grad():

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.graph.running import Inputs
-from secateurs.recovery.factor_proof import Change, Proof, any_turns
+from secateurs.recovery.factor_proof import Change, Proof, any_turns, mixed, own_layers
 from secateurs.recovery.factors import Factor
 from secateurs.recovery.low_rank import best_combinations, best_roots
 from secateurs.recovery.points import chain_of, is_own
 from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
 
-_WIDE = (torch.float32, torch.float64)
 _AT_ONCE = 1 << 16  # rows that are in float64 at once
 _TINY = 1e-30
 
@@ -96,11 +95,7 @@ def streams_in(
 
 def _streams(record: Recorder) -> Iterator[Stream]:
     """What looks like a stream."""
-    usable = {
-        call: reader
-        for call, reader in record.readers.items()
-        if reader.groups == 1 and record.uses(reader.weight) == 1 and reader.weight.dtype in _WIDE
-    }
+    usable = own_layers(record)
     ends = {_end_of(record, call): call for call in usable}
     root = {value: value for value in ends}
     for call in range(len(record.names)):
@@ -150,13 +145,9 @@ def _other_channels(stream: Stream, record: Recorder) -> Change:
     """Other channels of the same stream."""
     (turn,) = any_turns(1, stream.depth)
 
-    def turned(value: Tensor) -> Tensor:
-        given: Tensor = value.movedim(stream.channel, -1).double() @ turn.to(value.device)
-        return given.to(value.dtype).movedim(-1, stream.channel)
-
     back = torch.linalg.inv(turn).mT.contiguous()
     columns = {call: torch.kron(back, torch.eye(record.readers[call].kernel)) for call in stream.readers}
-    return Change({}, columns, dict.fromkeys(stream.writers.values(), turned))
+    return Change(dict.fromkeys(stream.writers.values(), mixed(turn, stream.channel)), columns)
 
 
 class StreamRank:
