@@ -35,6 +35,11 @@ class WeightNorm:
     length: Tensor
     dim: int
 
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What the weight is computed from; the first has its shape."""
+        return self.direction, self.length
+
     @classmethod
     def of(cls, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> WeightNorm | None:
         """What a torch function call computes a weight from, if it is of this kind."""

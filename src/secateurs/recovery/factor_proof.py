@@ -13,6 +13,7 @@ from secateurs.graph.calls import is_numbered
 from secateurs.graph.packed import tensors_in
 from secateurs.graph.products import averaged_in, operands_of
 from secateurs.graph.running import Inputs, call_model
+from secateurs.recovery.computed import Computed
 from secateurs.recovery.factors import Factors
 from secateurs.recovery.passes import exchanged
 from secateurs.recovery.readers import Reader, Watching, reader_of
@@ -181,6 +182,7 @@ def own_layers(record: Recorder) -> dict[int, Reader]:
         call: reader
         for call, reader in record.readers.items()
         if reader.groups == 1 and record.uses(reader.weight) == 1 and reader.weight.dtype in _WIDE
+        if not isinstance(record.made_of(reader.weight), Computed)  # which cannot be just any
     }
 
 

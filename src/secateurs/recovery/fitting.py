@@ -11,13 +11,16 @@ layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from secateurs.recovery.attaining import attained
 from secateurs.recovery.chains import Chain
+from secateurs.recovery.computed import Computed
 from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.moments import A_COLUMN, Moments, rows_wanted, sampled
 from secateurs.recovery.moves import positions_of, values_at
@@ -49,7 +52,7 @@ class Link:
     reader: Reader
     chain: Chain
     inputs: Tensor | None = None
-    made_of: WeightNorm | None = None
+    made_of: WeightNorm | Computed | None = None
 
     @property
     def gain(self) -> Tensor:
@@ -124,6 +127,11 @@ class Fit:
         return self.links[0].inputs is not None
 
     @property
+    def is_attained(self) -> bool:
+        """Whether some weights are computed from parameters, so that not all weights can be had."""
+        return self.weights and any(isinstance(link.made_of, Computed) for link in self.links)
+
+    @property
     def can_shift(self) -> bool:
         """Whether something on the way to the point can hold a constant."""
         return any(link.chain.homes for link in self.links)
@@ -148,12 +156,14 @@ class Solution:
         bias: ``c``, ``(C,)``.
         before: Share of the variance of the original's values that the smaller network missed.
         after: The same with the solution.
+        parameters: For the layers whose weights are computed, by number, what they are computed from.
     """
 
     weights: tuple[Tensor, ...]
     bias: Tensor
     before: float
     after: float
+    parameters: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class Equations:
@@ -169,7 +179,8 @@ class Equations:
     def __init__(self, fit: Fit, device: torch.device, batches: int, positions: int) -> None:
         outputs, rows = len(fit.aim.kept), rows_wanted(fit.columns, batches)
         self.missing: Moments | Samples
-        if fit.weights and are_few(min(positions, rows * batches), fit.columns):
+        is_mixed = fit.is_attained and not all(isinstance(link.made_of, Computed) for link in fit.links)
+        if fit.weights and not is_mixed and are_few(min(positions, rows * batches), fit.columns):
             rows = min(rows, max(MOST_ROWS // batches // (1 + len(fit.others)), 1))
             self.missing = Samples(fit.columns, outputs // fit.groups, groups=fit.groups)
         else:
@@ -252,6 +263,10 @@ class Equations:
         parts = weights.split([link.reader.columns for link in links], 2) if self.fit.weights else ()
         for part, link in zip(parts, links, strict=False):
             part.mul_((link.gain != 0).view(part.shape[0], -1, 1))  # nothing comes through a scale of zero
+        parameters: Mapping[int, tuple[Tensor, ...]] = {}
+        if self.fit.is_attained:
+            parts, parameters = attained(links, parts, self.missing, centred=self.fit.can_shift)
+            weights = torch.cat(parts, 2)
         if self.fit.can_shift:  # for the weights that are left
             bias = self.missing.constants(weights)
         power = (self._values.squares / self._values.count).view(2, -1)
@@ -259,4 +274,6 @@ class Equations:
         whole = max(float(spread.sum()), 1e-30)
         before = float(power[1].sum()) / whole
         after = float(self.missing.error(weights, bias).sum()) / whole
-        return Solution(weights=parts, bias=bias.flatten(), before=before, after=after)
+        return Solution(
+            weights=tuple(parts), bias=bias.flatten(), before=before, after=after, parameters=parameters
+        )

@@ -44,6 +44,7 @@ class Moments:
         targets: ``(G, C)``, the sum of the targets.
         cross: ``(G, K, C)``, the sum of the products of rows and targets.
         squares: ``(G, C)``, the sum of the squared targets.
+        pull: ``(G,)``, what the last `solve` has added to the variances.
 
     Example:
         >>> moments = Moments(3, 1)
@@ -64,6 +65,7 @@ class Moments:
         self.count = 0
         self.rows, self.products = zeros(columns), zeros(columns, columns)
         self.targets, self.cross, self.squares = zeros(outputs), zeros(columns, outputs), zeros(outputs)
+        self.pull = zeros()
 
     @property
     def nbytes(self) -> int:
@@ -145,8 +147,10 @@ class Moments:
             power = self.squares / self._counted()
             power = power - (self.targets / self._counted()).square() if intercept else power
             pull = better_pulls(values, shared.square().sum(2), power.sum(1), pull, self._counted())
+            self.pull = pull
             weights = (turns @ (shared / (values.clamp(min=0) + pull[:, None])[:, :, None])).mT
             return weights, self.constants(weights) if intercept else torch.zeros_like(self.targets)
+        self.pull = pull
         spread.diagonal(dim1=1, dim2=2).add_(pull[:, None])
         weights = solved(spread, wanted).mT  # (G, C, K)
         return weights, self.constants(weights) if intercept else torch.zeros_like(self.targets)

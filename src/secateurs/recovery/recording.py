@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from secateurs.graph.copying import tensors_of
 from secateurs.graph.packed import call_tensors, first_tensor, results_of, tensors_in
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Norm, Step
+from secateurs.recovery.computed import Call, Computed, Tape
 from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.readers import Reader, reader_of
@@ -85,6 +86,7 @@ class Recorder(TorchFunctionMode):
         self.named: list[set[str]] = []
         self.norms: dict[int, Norm] = {}
         self._derived: dict[int, tuple[weakref.ref[Tensor], WeightNorm]] = {}
+        self._tape = Tape()
         self._recurrence = RecurrenceWrittenOut()
         steps = self._recurrence if written_out else contextlib.nullcontext()
         self._run = 0  # of recurrent layers, whose calls were numbered last
@@ -97,14 +99,21 @@ class Recorder(TorchFunctionMode):
     # -- what was recorded ------------------------------------------------------------------------
 
     def name_of(self, weight: Tensor) -> str | None:
-        """The parameter or buffer that a tensor is, is a view of, or has its direction from."""
+        """The parameter or buffer that a tensor is, is a view of, or is computed from value by value."""
         made_of = self.made_of(weight)
-        return self._storages.get(storage_of(weight if made_of is None else made_of.direction))
+        return self._storages.get(storage_of(weight if made_of is None else made_of.parameters[0]))
 
-    def made_of(self, weight: Tensor) -> WeightNorm | None:
+    def _stored(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, is a view of, or has its direction from."""
+        _, parts = self._derived.get(id(tensor), (None, None))
+        return self._storages.get(storage_of(tensor if parts is None else parts.direction))
+
+    def made_of(self, weight: Tensor) -> WeightNorm | Computed | None:
         """What a weight is computed from, where that can follow it."""
         ref, parts = self._derived.get(id(weight), (None, None))
-        return parts if ref is not None and ref() is weight else None
+        if ref is not None and ref() is weight:
+            return parts
+        return None if storage_of(weight) in self._storages else self._tape.computed(weight, self._is_of)
 
     def reads_inputs(self, call: int) -> bool:
         """Whether a reader inside of a recurrent layer reads the layer's inputs, and not its states."""
@@ -115,9 +124,20 @@ class Recorder(TorchFunctionMode):
     def uses(self, tensor: Tensor) -> int:
         """In how many calls any element of a parameter, or of this view of it, is used."""
         made_of = self.made_of(tensor)
-        tensor = tensor if made_of is None else made_of.direction
+        if isinstance(made_of, Computed):
+            return len(self.read_by.get(made_of.number, ()))
+        return len(self._users(tensor if made_of is None else made_of.direction))
+
+    def _is_of(self, parameter: Tensor, calls: Sequence[Call]) -> bool:
+        """Whether nothing but some calls, each for the next, makes use of a parameter."""
+        numbers = {call.number for call in calls}
+        read = [each for call in calls[:-1] if call.number is not None for each in self.read_by[call.number]]
+        return numbers.issuperset(self._users(parameter)) and numbers.issuperset(read)
+
+    def _users(self, tensor: Tensor) -> list[int]:
         first, last = _span(tensor)
-        return sum(first <= end and start <= last for start, end, _ in self._uses.get(storage_of(tensor), ()))
+        found = self._uses.get(storage_of(tensor), ())
+        return [call for start, end, call in found if first <= end and start <= last]
 
     @contextlib.contextmanager
     def _watching(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -148,7 +168,10 @@ class Recorder(TorchFunctionMode):
             for tensor in call_tensors(args, kwargs) if isinstance(out, Tensor) else ():
                 self.read_by.setdefault(self._maker(tensor), []).append(_OUTPUT)
                 if id(out) not in self._constants:
-                    self._note(out, self._maker(tensor), self._is_data([tensor]))
+                    is_data = self._is_data([tensor])
+                    self._note(out, self._maker(tensor), is_data)
+                    if not is_data:
+                        self._tape.note(Call(func, args, kwargs, out, None), [tensor])
             return out
         number = len(self.names)
         self.names.append(getattr(func, "__name__", str(func)))
@@ -156,7 +179,7 @@ class Recorder(TorchFunctionMode):
         operands = call_tensors(args, kwargs)
         makers = [self._maker(tensor) for tensor in operands]
         self.makers.append(makers)
-        self.named.append({name for each in operands if (name := self.name_of(each)) is not None})
+        self.named.append({name for each in operands if (name := self._stored(each)) is not None})
         reader = self._reader_of(func, args, kwargs)
         steps = dict(steps_of(func, args, kwargs, operands, makers, self._is_data))
         for step, _ in steps.values():
@@ -165,11 +188,13 @@ class Recorder(TorchFunctionMode):
         versions = [tensor._version for tensor in operands]
         out = func(*args, **kwargs)
         results = results_of(out)
-        self.living.changed(t for t, before in zip(operands, versions, strict=True) if t._version != before)
+        changed = [t for t, before in zip(operands, versions, strict=True) if t._version != before]
+        self.living.changed(changed)
         is_constant = func is product_with_state and reader is None  # the state before the first step
-        if func not in RECURRENT and not is_constant:  # what a layer takes is read in calls of their own
+        is_read = bool(results) or self.names[-1] in _OF_VALUES  # a shape is no value
+        if is_read and func not in RECURRENT and not is_constant:  # a layer's are read in calls of their own
             self._use(operands, results, number)
-        for maker in makers if results or self.names[-1] in _OF_VALUES else ():  # a shape is no value
+        for maker in makers if is_read else ():
             self.read_by.setdefault(maker, []).append(number)
         if len(results) == 1:
             self.shapes[number] = results[0].shape
@@ -185,6 +210,8 @@ class Recorder(TorchFunctionMode):
             self._note(result, number, is_data)
         if (parts := WeightNorm.of(func, args, kwargs)) is not None and not is_data:
             self._derived[id(out)] = weakref.ref(out), parts
+        elif isinstance(out, Tensor) and not is_data and not changed:
+            self._tape.note(Call(func, args, kwargs, out, number), operands)
         self._note_living(number)
         return out
 
@@ -205,7 +232,7 @@ class Recorder(TorchFunctionMode):
         """Let go of the results that are gone after a call."""
         live = {key: tensor for key, (ref, *_) in self._made.items() if (tensor := ref()) is not None}
         self._made = {key: self._made[key] for key in live}
-        self.living.note(number, live.values())
+        self.living.note(number, [each for each in live.values() if each not in self._tape])
 
     def _maker(self, tensor: Tensor) -> int:
         """The call that gave the tensor its present value."""

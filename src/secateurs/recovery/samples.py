@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 8192  # of one fit: 512 MiB of their products
 _CHUNK = 1024  # columns that are in float64 at once
 _ALL = slice(None)
+_TINY = 1e-12  # of the largest variance, below which a direction is rounding
 
 
 def are_few(rows: int, columns: int) -> bool:
@@ -48,6 +49,9 @@ class Samples:
         outputs: Number of targets for each row (of each group).
         groups: Independent sets of equations with the same number of rows.
 
+    Attributes:
+        pull: ``(G,)``, what the last `solve` has added to the variances.
+
     Example:
         >>> samples, x = Samples(columns=30, outputs=1), torch.randn(20, 30)
         >>> for part in x.split(7):
@@ -59,6 +63,7 @@ class Samples:
 
     def __init__(self, columns: int, outputs: int, *, groups: int = 1) -> None:
         self._columns, self._outputs, self._groups = columns, outputs, groups
+        self.pull = torch.zeros(groups, dtype=torch.float64)
         self._rows: list[Tensor] = []
         self._targets: list[Tensor] = []
 
@@ -126,11 +131,7 @@ class Samples:
         if not self.count:
             raise TrainingError("the data gave no batch", fix="pass batches of inputs, a few hundred images")
         aim = targets - targets.mean(1, keepdim=True) if intercept else targets  # (G, n, C)
-        products = torch.zeros(
-            self._groups, self.count, self.count, dtype=torch.float64, device=targets.device
-        )
-        for _, x in self._chunks(_ALL, centred=intercept):
-            products += x @ x.mT
+        products = self._products(centred=intercept)
         pull = (ridge * products.diagonal(dim1=1, dim2=2).sum(1) / self._columns).clamp(min=1e-30)  # s n
         if is_least and self.count <= MOST_TURNED:
             values, turns = torch.linalg.eigh(products)
@@ -142,6 +143,7 @@ class Samples:
         else:
             products.diagonal(dim1=1, dim2=2).add_(pull[:, None])
             shares = solved(products, aim)  # (G, n, C)
+        self.pull = pull / self.count
         kind = torch.promote_types(self._rows[0].dtype, torch.float32)
         weights = targets.new_empty(self._groups, self._outputs, self._columns, dtype=kind)
         for columns, x in self._chunks(_ALL, centred=intercept):
@@ -156,6 +158,25 @@ class Samples:
             bias: ``(G, C)``.
         """
         return (torch.cat(self._targets, 1) - self._values(weights, _ALL) - bias[:, None]).square().mean(1)
+
+    def principal(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Principal directions of the rows, ``(G, K, n)``, and the variances along them, ``(G, n)``.
+
+        Args:
+            centred: Whether the mean is taken off, so that one direction is of no variance.
+        """
+        values, turns = torch.linalg.eigh(self._products(centred=centred) / self.count)
+        shares = turns / (self.count * values.clamp(min=_TINY * values.amax())).sqrt()[:, None]
+        parts = [x.mT @ shares for _, x in self._chunks(_ALL, centred=centred)]
+        return torch.cat(parts, 1), values.clamp(min=0)
+
+    def _products(self, *, centred: bool) -> Tensor:
+        """``(G, n, n)``: the products of the rows."""
+        parts = (x @ x.mT for _, x in self._chunks(_ALL, centred=centred))
+        total = next(parts)
+        for part in parts:
+            total += part
+        return total
 
     def _values(self, weights: Tensor, columns: slice) -> Tensor:
         """``(G, n, C)``: ``weights @ row``."""

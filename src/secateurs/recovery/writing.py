@@ -6,15 +6,21 @@ statistics of what it then sees.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from secateurs.recovery.chains import Norm
+from secateurs.recovery.computed import Computed
+from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.fitting import Equations, Link, Solution
 from secateurs.recovery.moments import Moments
 from secateurs.recovery.passes import Reading
 from secateurs.recovery.readers import Reader
 from secateurs.recovery.samples import Samples
+
+_TINY = 1e-30
 
 
 def write(equations: Equations, solution: Solution) -> None:
@@ -28,17 +34,19 @@ def write(equations: Equations, solution: Solution) -> None:
             columns = slice(start, start + link.reader.columns)
             start += link.reader.columns
             is_written = link.chain.norm is not None
+            missing, values = solution.weights[place], solution.parameters.get(place)
             if link.chain.norm is not None:
-                _write_with_norm(
-                    link, link.chain.norm, solution.weights[place], constant, equations.missing, columns
-                )
+                _write_with_norm(link, link.chain.norm, missing, constant, equations.missing, columns, values)
             else:
-                _write_plainly(link, solution.weights[place])
+                _write_plainly(link, missing, values)
         if link is home and not is_written:
             _shift(link, constant)
 
 
-def _write_plainly(link: Link, missing: Tensor) -> None:
+def _write_plainly(link: Link, missing: Tensor, values: Sequence[Tensor] | None) -> None:
+    if values is not None:
+        _compute_anew(link, values)
+        return
     gain = torch.where(link.gain == 0, 1.0, link.gain).view(missing.shape[0], -1, 1)
     _set(link, link.reader.weight.data + link.reader.unfolded(missing / gain.to(missing)))
 
@@ -100,12 +108,25 @@ def _begin_with_norm(link: Link, original: Reader, norm: Norm, rows: Tensor, col
 
 def _set(link: Link, weight: Tensor) -> None:
     link.reader.weight.data.copy_(weight)
-    if link.made_of is not None:
+    if isinstance(link.made_of, WeightNorm):
         link.made_of.take(link.reader.weight)
 
 
+def _compute_anew(link: Link, values: Sequence[Tensor]) -> None:
+    """Give the parameters that a weight is computed from other values, and the weight what they give."""
+    assert isinstance(link.made_of, Computed)
+    link.made_of.take(values)
+    link.reader.weight.data.copy_(link.made_of.of(values))
+
+
 def _write_with_norm(
-    link: Link, norm: Norm, missing: Tensor, constant: Tensor, rows: Moments | Samples, columns: slice
+    link: Link,
+    norm: Norm,
+    missing: Tensor,
+    constant: Tensor,
+    rows: Moments | Samples,
+    columns: slice,
+    values: Sequence[Tensor] | None,
 ) -> None:
     """A layer and the batch norm behind it, whose statistics become those of the layer's new outputs.
 
@@ -117,17 +138,24 @@ def _write_with_norm(
     shape = (old.shape[0], -1, 1)
     onward = torch.where(link.gain == 0, 1.0, link.gain)
     whole = norm.scale.view(shape) * old + missing / onward.view(shape)  # V
-    length, before = whole.norm(dim=2).flatten(), old.norm(dim=2).flatten()
-    # a row keeps its length, so that weight decay and learning rate act on it as before
-    sign = torch.where(norm.scale < 0, -1.0, 1.0)
-    inner = torch.where((length > 0) & (before > 0), sign * length / before, norm.scale)  # s
-    inner = torch.where(inner == 0, 1.0, inner)
-    new = whole / inner.view(shape)  # W
+    if values is None:
+        length, before = whole.norm(dim=2).flatten(), old.norm(dim=2).flatten()
+        # a row keeps its length, so that weight decay and learning rate act on it as before
+        sign = torch.where(norm.scale < 0, -1.0, 1.0)
+        inner = torch.where((length > 0) & (before > 0), sign * length / before, norm.scale)  # s
+        inner = torch.where(inner == 0, 1.0, inner)
+        new = whole / inner.view(shape)  # W
+    else:
+        _compute_anew(link, values)
+        new = link.reader.matrix().double()
+        own = (whole * new).sum(2) / new.square().sum(2).clamp(min=_TINY)
+        inner = torch.where(link.gain == 0, norm.scale, own.flatten())
     bias = torch.zeros_like(constant) if link.reader.bias is None else link.reader.bias.detach().double()
     assert norm.weight is not None and norm.bias is not None
     gives = norm.bias.detach().double() + norm.scale * (bias - norm.mean.double()) + constant / onward  # c
     mean, var = (each.flatten() for each in rows.given(new, columns))
-    _set(link, link.reader.unfolded(new))
+    if values is None:
+        _set(link, link.reader.unfolded(new))
     norm.mean.copy_(mean + bias)
     norm.var.copy_(var * rows.count / max(rows.count - 1, 1))
     norm.weight.data.copy_(inner * (norm.var.double() + norm.eps).sqrt())
