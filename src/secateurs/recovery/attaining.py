@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _STEPS = 50  # iterations of L-BFGS
 _HISTORY = 5
-_ENOUGH = 1e-7  # change of the error, as a share of what it was
+_ENOUGH = 1e-4  # change of the error, as a share of what it was
 _ROUNDING = 1e-9
 _TINY = 1e-30
 Values = Sequence[Sequence[Tensor]]  # of the parameters of each layer

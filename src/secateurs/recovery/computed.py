@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.functional import normalize
 from torch.utils._pytree import tree_map_only
+
+from secateurs.graph.packed import results_of
 
 _DOTS = frozenset(("dot", "vdot"))
 _COPIES = frozenset(("clone", "detach"))
 _ENTRIES = 3  # of a weight that are looked at to see where they come from
-_POWERS = 30  # iterations for the largest singular value, from the vectors of the last time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,14 +33,14 @@ class Call:
         func: The function.
         args: Its positional arguments.
         kwargs: Its arguments by name.
-        result: What it gave.
+        results: What it gave.
         number: Its number in the pass; None if it has none.
     """
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    result: Tensor
+    results: tuple[Tensor, ...]
     number: int | None
 
     @property
@@ -63,16 +65,18 @@ class LargestValue:
 
     matrix: Tensor
     buffers: tuple[Tensor, Tensor]
-    vectors: tuple[Tensor, Tensor] | None = None
+    vectors: tuple[Tensor, ...] = ()
 
     def of(self, matrix: Tensor) -> Tensor:
         """The largest singular value of a matrix; its gradient is ``u v'``."""
-        left, right = (each.to(matrix) for each in self.vectors or self.buffers)
-        with torch.no_grad():
-            for _ in range(_POWERS):
-                left = torch.nn.functional.normalize(matrix @ right, dim=0)
-                right = torch.nn.functional.normalize(matrix.mT @ left, dim=0)
-        self.vectors = left, right
+        wide = matrix.detach().double()
+        wide = wide if len(wide) <= wide.shape[1] else wide.mT
+        _, turns = torch.linalg.eigh(wide @ wide.mT)
+        short, long = turns[:, -1], normalize(wide.mT @ turns[:, -1], dim=0)
+        left, right = (short, long) if len(short) == len(matrix) else (long, short)
+        sign = torch.sign(left @ self.buffers[0].to(left))  # as the buffers, which may point either way
+        self.vectors = tuple(each * torch.where(sign == 0, 1.0, sign) for each in (left, right))
+        left, right = (each.to(matrix) for each in self.vectors)
         value: Tensor = left @ (matrix @ right)
         return value
 
@@ -82,6 +86,7 @@ class Computed:
     """A weight that calls compute from parameters.
 
     Args:
+        weight: The weight.
         parameters: Those that it is computed from and nothing else is. The first has the weight's shape, and
             its values go where they are in the weight.
         calls: The calls, in their order; the last one gives the weight.
@@ -98,6 +103,7 @@ class Computed:
         [1.0, 0.0, 0.0, 0.0, 0.5, 0.0]
     """
 
+    weight: Tensor
     parameters: tuple[Tensor, ...]
     calls: tuple[Call, ...]
     largest: dict[int, LargestValue] = field(default_factory=dict)
@@ -117,13 +123,14 @@ class Computed:
             return tensor.detach().to(values[0].dtype) if tensor.is_floating_point() else tensor
 
         for call in self.calls:
-            largest = self.largest.get(id(call.result))
+            largest = self.largest.get(id(call.results[0]))
             if largest is not None:
-                known[id(call.result)] = largest.of(taken(largest.matrix))
+                known[id(call.results[0])] = largest.of(taken(largest.matrix))
                 continue
             args, kwargs = tree_map_only(Tensor, taken, (call.args, call.kwargs))
-            known[id(call.result)] = call.func(*args, **kwargs)
-        return known[id(self.calls[-1].result)]
+            given = results_of(call.func(*args, **kwargs))
+            known |= {id(was): now for was, now in zip(call.results, given, strict=True)}
+        return known[id(self.weight)]
 
     def take(self, values: Sequence[Tensor]) -> None:
         """Change the parameters, and the vectors of largest singular values with them."""
@@ -131,7 +138,7 @@ class Computed:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.data.copy_(value)
         for largest in self.largest.values():
-            for buffer, vector in zip(largest.buffers, largest.vectors or (), strict=False):
+            for buffer, vector in zip(largest.buffers, largest.vectors, strict=True):
                 buffer.data.copy_(vector)
 
     def is_in_place(self) -> bool:
@@ -165,26 +172,26 @@ class Tape:
 
     def note(self, call: Call, operands: Sequence[Tensor]) -> None:
         """A call was made that reads no data and changes nothing in place."""
-        if any(call.result is each for each in operands):
+        if any(result is each for result in call.results for each in operands):
             return
         if any(isinstance(each, Parameter) or id(each) in self._calls for each in operands):
-            self._calls[id(call.result)] = call
+            self._calls |= {id(result): call for result in call.results}
         elif call.name in _COPIES and len(operands) == 1:
-            self._copies[id(call.result)] = call.result, operands[0]
+            self._copies[id(call.results[0])] = call.results[0], operands[0]
 
     def calls_for(self, tensor: Tensor) -> tuple[Call, ...]:
         """The calls that a tensor was computed by, in their order."""
-        found: dict[int, Call] = {}
+        found: list[Call] = []
 
         def visit(each: Tensor) -> None:
             call = self._calls.get(id(each))
-            if call is not None and id(each) not in found:
+            if call is not None and call not in found:
                 for one in _tensors_of(call):
                     visit(one)
-                found[id(each)] = call
+                found.append(call)
 
         visit(tensor)
-        return tuple(found.values())
+        return tuple(found)
 
     def computed(self, weight: Tensor, is_own: Callable[[Tensor, Sequence[Call]], bool]) -> Computed | None:
         """What a weight is computed from; None for a parameter, or where values end in other places.
@@ -205,7 +212,7 @@ class Tape:
         if len(alike) != 1 or calls[-1].number is None:
             return None
         others = [each for each in parameters if each is not alike[0]]
-        found = Computed((*alike, *others), calls, self._largest(calls))
+        found = Computed(weight, (*alike, *others), calls, self._largest(calls))
         return found if found.is_in_place() else None
 
     def _largest(self, calls: Sequence[Call]) -> dict[int, LargestValue]:
@@ -220,7 +227,7 @@ class Tape:
                 matrix, right = product.tensors()
                 left = sides[1 - place]
                 if id(left) not in self._calls and id(right) not in self._calls:
-                    found[id(call.result)] = LargestValue(matrix, (self._source(left), self._source(right)))
+                    found[id(call.results[0])] = LargestValue(matrix, (self._source(left), self._source(right)))
         return found
 
     def _source(self, tensor: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ class Recorder(TorchFunctionMode):
                     is_data = self._is_data([tensor])
                     self._note(out, self._maker(tensor), is_data)
                     if not is_data:
-                        self._tape.note(Call(func, args, kwargs, out, None), [tensor])
+                        self._tape.note(Call(func, args, kwargs, (out,), None), [tensor])
             return out
         number = len(self.names)
         self.names.append(getattr(func, "__name__", str(func)))
@@ -210,8 +210,8 @@ class Recorder(TorchFunctionMode):
             self._note(result, number, is_data)
         if (parts := WeightNorm.of(func, args, kwargs)) is not None and not is_data:
             self._derived[id(out)] = weakref.ref(out), parts
-        elif isinstance(out, Tensor) and not is_data and not changed:
-            self._tape.note(Call(func, args, kwargs, out, number), operands)
+        elif results and not is_data and not changed:
+            self._tape.note(Call(func, args, kwargs, tuple(results), number), operands)
         self._note_living(number)
         return out
 
