@@ -7,6 +7,7 @@ its outputs counts at the *point*: after the batch norm and the residual sum tha
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from secateurs.recovery.moments import ROWS, sampled
 from secateurs.recovery.points import chain_of, next_reader
 from secateurs.recovery.readers import Reader, Watching
 from secateurs.recovery.recording import Recorder
-from secateurs.recovery.recurrence import RecurrenceWrittenOut
+from secateurs.recovery.written_out import WrittenOut
 
 _WIDEST = 4608  # columns whose products are kept, 162 MiB; of wider readers those of the units are
 _ROWS = 1024  # positions of a batch that are read, at least; twice the columns of wide readers
@@ -87,7 +88,7 @@ class Consumers:
             if both is not None:
                 self.products[call].take(*both)
 
-        with torch.no_grad(), _WatchingAll(see, arrive, meet), RecurrenceWrittenOut():
+        with torch.no_grad(), _WatchingAll(see, arrive, meet), WrittenOut():
             batch.outputs()
 
     def _follow(self, batch: Batch) -> None:
@@ -223,13 +224,17 @@ def reads_of(graph: Graph, recorder: Recorder) -> Reads:
     for read in graph.reads:
         by_call.setdefault(read.call, []).append(read)
     parts = Counter(recorder.plain)
-    layers = {call for call in by_call if parts[call] > 1}
+    products = {recorder.plain[number] for number in recorder.units}
+    layers = {call for call in by_call if parts[call] > 1 and call not in products}
     seen = {read for call in layers for read in by_call[call] if read.argument}  # else the state is constant
     found: dict[int, list[UnitRead]] = {}
     for number, reader in recorder.readers.items():
         call = recorder.plain[number]
         reads = by_call.get(call, [])
-        if call in layers:
+        if number in recorder.units:
+            of_call = _of_product(reads, recorder.units[number])
+            seen.update(each for each in reads if each.dim in recorder.units[number])
+        elif call in layers:
             one = _of_layer(reads, reader, of_inputs=recorder.reads_inputs(number))
             of_call = [] if one is None else [one]
             seen.update(each for each in reads if not each.argument)
@@ -257,6 +262,22 @@ def _of_layer(reads: Sequence[UnitRead], reader: Reader, *, of_inputs: bool) -> 
         return read
     units = np.tile(read.units, reader.columns // len(read.units))
     return replace(read, units=units, dim=reader.source.dim() - 1)
+
+
+def _of_product(reads: Sequence[UnitRead], units: Mapping[int, tuple[int, int]]) -> list[UnitRead]:
+    """What the columns of a product read whose weight has more dimensions.
+
+    Args:
+        reads: The reads of the call.
+        units: For each dimension that it sums over its length, and how far apart its indices are.
+    """
+    columns = np.arange(math.prod(length for length, _ in units.values()))
+    found = []
+    for read in reads:
+        if read.dim in units:
+            length, apart = units[read.dim]
+            found.append(replace(read, units=read.units[columns // apart % length]))
+    return found
 
 
 def _along(read: UnitRead, reader: Reader) -> bool:

@@ -24,9 +24,9 @@ from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.points import chain_of
 from secateurs.recovery.readers import Reader, Watching, place_in
 from secateurs.recovery.recording import Recorder
-from secateurs.recovery.recurrence import RecurrenceWrittenOut
 from secateurs.recovery.streams import Stream, StreamRank, streams_in
 from secateurs.recovery.writing import as_cut
+from secateurs.recovery.written_out import WrittenOut
 
 Place: TypeAlias = tuple[int, bool]  # the call of a layer; whether the columns of its weight are meant
 Exchangeable: TypeAlias = Factors | Stream
@@ -144,7 +144,7 @@ def combinations(
             rank.see(call, reader, result)
 
     for batch in inputs if ranks else ():
-        with torch.no_grad(), Watching(see), RecurrenceWrittenOut():
+        with torch.no_grad(), Watching(see), WrittenOut():
             call_model(model, batch)
     mixes: dict[Place, Tensor] = {}
     for each, left in found.items():

@@ -227,7 +227,9 @@ class Tape:
                 matrix, right = product.tensors()
                 left = sides[1 - place]
                 if id(left) not in self._calls and id(right) not in self._calls:
-                    found[id(call.results[0])] = LargestValue(matrix, (self._source(left), self._source(right)))
+                    found[id(call.results[0])] = LargestValue(
+                        matrix, (self._source(left), self._source(right))
+                    )
         return found
 
     def _source(self, tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from secateurs.recovery.factors import Factors
 from secateurs.recovery.passes import exchanged
 from secateurs.recovery.readers import Reader, Watching, reader_of
 from secateurs.recovery.recording import Recorder
-from secateurs.recovery.recurrence import RecurrenceWrittenOut
+from secateurs.recovery.written_out import WrittenOut
 
 READ = 2  # the side of what a layer reads; 0 and 1 are factors, those behind it what may be averaged
 _WIDE = (torch.float32, torch.float64)  # in which numbers of outputs are told apart
@@ -117,7 +117,7 @@ class Proof:
         for change in changes:
             for call, each in change.results.items():
                 results.setdefault(call, []).append(each)
-        with Exchanging(columns=columns, results=results), RecurrenceWrittenOut():
+        with Exchanging(columns=columns, results=results), WrittenOut():
             given = tensors_in(call_model(self._model, self._inputs))
         if len(given) != len(self._wanted):
             return False

@@ -27,7 +27,7 @@ from secateurs.recovery.factor_proof import (
 from secateurs.recovery.factors import Factor, Factors
 from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
-from secateurs.recovery.recurrence import RecurrenceWrittenOut
+from secateurs.recovery.written_out import WrittenOut
 
 _FIRST, _SECOND = range(2)
 _NEAR = 0.05  # by which a number that was moved, scaled and averaged may miss a whole one
@@ -103,7 +103,7 @@ class _Search:
                 (lambda call, count: torch.full((count,), self._layers[call]), self._see_layer),
                 (lambda call, count: _signed(torch.arange(count)), self._see_channels),
             ):
-                with Exchanging(partial(self._exchange, give, meet), meet=meet), RecurrenceWrittenOut():
+                with Exchanging(partial(self._exchange, give, meet), meet=meet), WrittenOut():
                     call_model(model, inputs)
         except Exception:  # it looks up what a layer gave as an index, or checks it
             return []

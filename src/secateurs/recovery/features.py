@@ -137,7 +137,7 @@ def _kept(reader: Reader, name: str, parameter: Tensor, plan: Plan) -> Tensor | 
     """The outputs of a reader that a cut leaves; None if it reads no cut group, or its rows are rescaled."""
     place = place_in(reader, parameter)
     cuts = {axis.dim: axis.removed for axis in plan.axes if axis.parameter == name}
-    if place is None or not cuts.get(place[0]):
+    if place is None or not any(cuts.get(dim) for dim in place.reading):
         return None
     kept = outputs_kept(reader, plan, name, parameter)
     return kept.indices if kept is not None and bool((kept.factors == 1).all()) else None

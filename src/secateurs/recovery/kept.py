@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,16 +53,15 @@ def outputs_kept(reader: Reader, plan: Plan, name: str, parameter: Tensor) -> Ke
     place = place_in(reader, parameter)
     if place is None:
         return None
-    _, dim, first = place
-    size = parameter.shape[dim]
-    factors = torch.ones(size, dtype=torch.float64)
+    stays = _stays(plan, name, parameter, place.outputs)
+    factors = torch.ones([parameter.shape[dim] for dim in place.outputs], dtype=torch.float64)
     for each in plan.rescaled:
-        if (each.parameter, each.dim) == (name, dim):
-            factors[list(each.indices)] *= each.factor
+        if each.parameter == name and each.dim in place.outputs:
+            factors.movedim(place.outputs.index(each.dim), 0)[list(each.indices)] *= each.factor
     shared = reader.turned and reader.windows  # the groups of a transposed convolution share its outputs
-    rows = first + torch.arange(reader.outputs) % (size if shared else reader.outputs)
-    indices = _stays(plan, name, size, dim)[rows].nonzero().flatten()
-    return Kept(indices=indices, factors=factors[rows[indices]], count=reader.outputs)
+    rows = place.first + torch.arange(reader.outputs) % (len(stays) if shared else reader.outputs)
+    indices = stays[rows].nonzero().flatten()
+    return Kept(indices=indices, factors=factors.flatten()[rows[indices]], count=reader.outputs)
 
 
 def inputs_kept(reader: Reader, plan: Plan, name: str, parameter: Tensor) -> Kept | None:
@@ -69,15 +69,15 @@ def inputs_kept(reader: Reader, plan: Plan, name: str, parameter: Tensor) -> Kep
     place = place_in(reader, parameter)
     if place is None:
         return None
-    size = parameter.shape[place[0]]
-    indices = _stays(plan, name, size, place[0]).nonzero().flatten()
-    return Kept(indices=indices, factors=torch.ones(len(indices), dtype=torch.float64), count=size)
+    stays = _stays(plan, name, parameter, place.reading)
+    indices = stays.nonzero().flatten()
+    return Kept(indices=indices, factors=torch.ones(len(indices), dtype=torch.float64), count=len(stays))
 
 
-def _stays(plan: Plan, name: str, size: int, dim: int) -> Tensor:
-    """``(size,)``: whether a plan leaves an index of a dimension of a parameter."""
-    stays = torch.ones(size, dtype=torch.bool)
+def _stays(plan: Plan, name: str, parameter: Tensor, dims: Sequence[int]) -> Tensor:
+    """Whether a plan leaves an index of some dimensions of a parameter, which are one together."""
+    stays = torch.ones([parameter.shape[dim] for dim in dims], dtype=torch.bool)
     for axis in plan.axes:
-        if (axis.parameter, axis.dim) == (name, dim):
-            stays[list(axis.removed)] = False
-    return stays
+        if axis.parameter == name and axis.dim in dims:
+            stays.movedim(dims.index(axis.dim), 0)[list(axis.removed)] = False
+    return stays.flatten()

@@ -182,9 +182,8 @@ class _Search:
             place = None if name is None else place_in(reader, self.after[name])
             if name is None or place is None:
                 continue
-            reading, outputs, _ = place
-            produced.add((name, outputs))
-            is_cut = bool(self.cuts.get((name, reading)))
+            produced |= {(name, dim) for dim in place.outputs}
+            is_cut = any(self.cuts.get((name, dim)) for dim in place.reading)
             is_changed = call in self.behind and call not in self.small.of_states
             is_mixed = (call, False) in self.mixes
             if is_cut or is_changed or is_mixed:

@@ -22,7 +22,7 @@ from secateurs.graph.packed import call_tensors
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.moves import Move, move_of, origins
 from secateurs.recovery.readers import Reader, reader_of
-from secateurs.recovery.recurrence import RecurrenceWrittenOut
+from secateurs.recovery.written_out import WrittenOut
 
 
 @dataclass(slots=True, eq=False)
@@ -147,7 +147,7 @@ class SuspendedPass(TorchFunctionMode):
             if not self._is_closed:
                 if self._cuda is not None:  # both belong to the thread
                     torch.cuda.set_device(self._cuda)
-                with torch.no_grad(), self, RecurrenceWrittenOut():
+                with torch.no_grad(), self, WrittenOut():
                     call_model(self._model, self._inputs)
         except _Left:
             pass

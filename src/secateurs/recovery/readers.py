@@ -217,10 +217,26 @@ def _einsum(args: tuple[Any, ...]) -> Reader | None:
     )
 
 
-def place_in(reader: Reader, parameter: Tensor) -> tuple[int, int, int] | None:
-    """Where a reader's weight lies in a parameter: the dimensions it reads and makes, and its first output.
+@dataclass(frozen=True, slots=True)
+class InParameter:
+    """Where the weight of a reader lies in a parameter.
 
-    A weight may be the parameter itself, some of its rows, or its transpose; else there is no such place.
+    Args:
+        reading: The dimensions of the parameter that are summed over, together the reader's inputs.
+        outputs: Those that together are its outputs.
+        first: Its first output, where it is some rows of a larger parameter.
+    """
+
+    reading: tuple[int, ...]
+    outputs: tuple[int, ...]
+    first: int = 0
+
+
+def place_in(reader: Reader, parameter: Tensor) -> InParameter | None:
+    """Where a reader's weight lies in a parameter.
+
+    A weight may be the parameter itself, some of its rows, its transpose, or a matrix that one of more
+    dimensions is reshaped to; else there is no such place.
 
     Args:
         reader: The reader.
@@ -229,15 +245,30 @@ def place_in(reader: Reader, parameter: Tensor) -> tuple[int, int, int] | None:
     weight, shape, steps = reader.weight, tuple(parameter.shape), parameter.stride()
     reading, outputs = reader.reading_dim, 1 - reader.reading_dim
     offset = int(weight.storage_offset()) - int(parameter.storage_offset())
+    if weight.dim() == 2 < len(shape):
+        first = _dims_of_rows(weight, parameter) if offset == 0 else None
+        if first is None:
+            return None
+        sides = tuple(range(first)), tuple(range(first, len(shape)))
+        return InParameter(sides[reading], sides[outputs])
     if weight.dim() != parameter.dim():
         return None
     if weight.stride() == steps:
-        first = offset // steps[outputs] if steps[outputs] else 0
+        row = offset // steps[outputs] if steps[outputs] else 0
         rest = [size for dim, size in enumerate(weight.shape) if dim != outputs]
         is_whole = rest == [size for dim, size in enumerate(shape) if dim != outputs]
-        return (reading, outputs, first) if is_whole and offset == first * steps[outputs] else None
+        is_there = is_whole and offset == row * steps[outputs]
+        return InParameter((reading,), (outputs,), row) if is_there else None
     is_turned = weight.dim() == 2 and weight.stride() == steps[::-1] and tuple(weight.shape) == shape[::-1]
-    return (outputs, reading, 0) if is_turned and offset == 0 else None
+    return InParameter((outputs,), (reading,)) if is_turned and offset == 0 else None
+
+
+def _dims_of_rows(weight: Tensor, parameter: Tensor) -> int | None:
+    """How many dimensions of a parameter are the rows of a matrix that it is reshaped to."""
+    if not (weight.is_contiguous() and parameter.is_contiguous()) or weight.numel() != parameter.numel():
+        return None
+    counts = [prod(parameter.shape[:dims]) for dims in range(1, parameter.dim())]
+    return counts.index(len(weight)) + 1 if len(weight) in counts else None
 
 
 class Watching(TorchFunctionMode):

@@ -21,8 +21,9 @@ from secateurs.recovery.computed import Call, Computed, Tape
 from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.readers import Reader, reader_of
-from secateurs.recovery.recurrence import RECURRENT, RecurrenceWrittenOut, product_with_state
+from secateurs.recovery.recurrence import RECURRENT, product_with_state
 from secateurs.recovery.steps import steps_of
+from secateurs.recovery.written_out import WrittenOut
 
 _OF_VALUES = frozenset(
     (
@@ -49,6 +50,7 @@ class Recorder(TorchFunctionMode):
         living: What the pass held after each call, and whether what was read stayed as it was.
         of_states: The products of recurrent layers with their states.
         plain: For each numbered call its number where nothing is written out: one for all calls of a layer.
+        units: Of products with weights of more than two dimensions, see `WideProduct.units`.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
 
@@ -56,7 +58,7 @@ class Recorder(TorchFunctionMode):
         model: The model, in evaluation mode.
         inputs: What it is called with.
         watched: Modules by name.
-        written_out: Whether the products inside of recurrent layers are calls of their own.
+        written_out: Whether products inside of recurrent layers and einsum are calls of their own.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Recorder(TorchFunctionMode):
         self.readers: dict[int, Reader] = {}
         self.of_states: set[int] = set()
         self.plain: list[int] = []
+        self.units: dict[int, Mapping[int, tuple[int, int]]] = {}
         self.givers: dict[str, list[int]] = {}
         self._tensors = tensors_of(model)
         self._storages = {storage_of(tensor): name for name, tensor in self._tensors.items()}
@@ -87,9 +90,9 @@ class Recorder(TorchFunctionMode):
         self.norms: dict[int, Norm] = {}
         self._derived: dict[int, tuple[weakref.ref[Tensor], WeightNorm]] = {}
         self._tape = Tape()
-        self._recurrence = RecurrenceWrittenOut()
-        steps = self._recurrence if written_out else contextlib.nullcontext()
-        self._run = 0  # of recurrent layers, whose calls were numbered last
+        self._steps = WrittenOut()
+        steps = self._steps if written_out else contextlib.nullcontext()
+        self._run = 0  # that which was numbered last, of those that are written out
         with torch.no_grad(), self, steps, self._watching(watched or {}):
             outputs = call_model(model, inputs)
         for tensor in tensors_in(outputs):
@@ -204,6 +207,8 @@ class Recorder(TorchFunctionMode):
         is_data = self._is_data(operands)
         if reader is not None:
             self._remember(number, reader)
+            if self._steps.units:
+                self.units[number] = self._steps.units
         if func is product_with_state:
             self.of_states.add(number)
         for result in results:
@@ -217,7 +222,7 @@ class Recorder(TorchFunctionMode):
 
     def _note_number(self) -> None:
         """Note the number that the call has where recurrent layers run as they are."""
-        run = self._recurrence.runs if self._recurrence.is_inside else 0
+        run = self._steps.runs if self._steps.is_inside else 0
         last = self.plain[-1] if self.plain else -1
         self.plain.append(last if run and run == self._run else last + 1)
         self._run = run

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from secateurs.graph.recurrent import ARGUMENTS, LAYERS, is_packed
 
@@ -40,42 +40,13 @@ def product_with_state(before: Tensor, weight: Tensor, bias: Tensor | None) -> T
     return linear(before, weight, bias)
 
 
-class RecurrenceWrittenOut(TorchFunctionMode):
-    """Recurrent layers run in steps that other modes, entered before this one, see.
+def steps_of(func: Any, args: tuple[Any, ...]) -> Callable[[], Any] | None:
+    """What runs a call of a recurrent layer or cell in steps; None where that drops out in between.
 
-    Outputs are the same to rounding. Layers that drop out between their levels, in training, run as they are.
-
-    Example:
-        >>> layer, x = torch.nn.GRU(3, 4, num_layers=2, bidirectional=True).eval(), torch.randn(5, 2, 3)
-        >>> with torch.no_grad(), RecurrenceWrittenOut():
-        ...     outputs, state = layer(x)
-        >>> torch.allclose(outputs, layer(x)[0], atol=1e-6), torch.allclose(state, layer(x)[1], atol=1e-6)
-        (True, True)
-
-    Attributes:
-        runs: How many calls of layers and cells have begun.
-        is_inside: Whether the steps of one of them run.
+    Args:
+        func: The function, one of `RECURRENT`.
+        args: Its arguments; torch's own modules give none by name.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs, self.is_inside = 0, False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func not in RECURRENT or kwargs:  # torch's own modules name no argument
-            return func(*args, **(kwargs or {}))
-        self.runs, self.is_inside = self.runs + 1, True
-        try:
-            run = _steps_of(func, args)
-            return func(*args) if run is None else run()
-        finally:
-            self.is_inside = False
-
-
-def _steps_of(func: Any, args: tuple[Any, ...]) -> Callable[[], Any] | None:
-    """What runs a call in steps, if it is one of a recurrent layer or cell."""
     if func in _CELLS and len(args) in (4, 6):
         return partial(_run_cell, func, *args)
     if func in LAYERS and len(args) == ARGUMENTS:
