@@ -155,8 +155,11 @@ def main() -> None:
         )
         small = secateurs.apply(model, plan)
         plain = written_out(model)
+        names = {
+            group.name: group.name.removesuffix(".parametrizations.weight.original") for group in plan.groups
+        }
         same = secateurs.Plan.of(
-            secateurs.trace(plain, images[:2]), {group.name: group.removed for group in plan.groups}
+            secateurs.trace(plain, images[:2]), {names[group.name]: group.removed for group in plan.groups}
         )
         print(
             f"| {kind} | {top1(model, *tested):.1%} | {top1(small, *tested):.1%} | "

@@ -100,9 +100,7 @@ def ready(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def cut(
-    model: nn.Module, removed: dict[str, list[int]], *, ridge: float = 1e-6
-) -> tuple[nn.Module, Repair]:
+def cut(model: nn.Module, removed: dict[str, list[int]], *, ridge: float = 1e-6) -> tuple[nn.Module, Repair]:
     plan = secateurs.Plan.of(secateurs.trace(model, IMAGES[:2]), removed)
     small = secateurs.apply(model, plan)
     return small, repair(model, small, plan, IMAGES.split(8), ridge=ridge)
@@ -186,7 +184,11 @@ def test_the_weights_are_the_best_of_their_kind(name: str) -> None:
     small = secateurs.apply(model, plan)
     repair(model, small, plan, [images], ridge=ridge)
     with torch.no_grad():  # the same network without such weights, and its free refit
-        for one, other in ((plain.first, model.first), (plain.second, model.second), (plain.third, model.third)):
+        for one, other in (
+            (plain.first, model.first),
+            (plain.second, model.second),
+            (plain.third, model.third),
+        ):
             weights = Recorder(model, images[:2]).readers.values()
             place = [model.first, model.second, model.third].index(other)
             one.weight.copy_([*weights][place].weight)
@@ -230,7 +232,9 @@ def test_no_weight_near_by_of_spectral_norm_one_is_better() -> None:
     free = torch.linalg.lstsq(read, wanted).solution.T
     assert misses(free) > 1.001 * misses(weight)  # it is more than a free fit made shorter
     for _ in range(50):
-        assert misses(weight + 0.003 * weight.norm() * F.normalize(torch.randn_like(weight), dim=None)) > 0.999 * misses(weight)
+        assert misses(
+            weight + 0.003 * weight.norm() * F.normalize(torch.randn_like(weight), dim=None)
+        ) > 0.999 * misses(weight)
 
 
 @pytest.mark.parametrize("name", ["spectral norm", "older spectral norm"])
@@ -302,8 +306,11 @@ def test_what_cannot_follow_is_left_and_said(make: type[Layers]) -> None:
     torch.manual_seed(0)
     model, inputs = make().eval(), torch.randn(20, 6)
     plan = secateurs.Plan.of(secateurs.trace(model, inputs), {"first": [1, 2]})
-    done = repair(model, secateurs.apply(model, plan), plan, [inputs])
+    small = secateurs.apply(model, plan)
+    done = repair(model, small, plan, [inputs])
     assert len(done.left) == 1 and "as it is" in next(iter(done.left.values()))
+    left, before = next(iter(done.left)), secateurs.apply(model, plan).state_dict()
+    assert torch.equal(small.state_dict()[left], before[left])
 
 
 def test_values_that_go_to_other_places_are_no_such_weight() -> None:

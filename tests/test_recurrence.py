@@ -14,7 +14,7 @@ import secateurs
 from secateurs.criteria.consumers import unrankable
 from secateurs.graph.running import Inputs
 from secateurs.recovery import repair
-from secateurs.recovery.recurrence import RecurrenceWrittenOut
+from secateurs.recovery.written_out import WrittenOut
 
 LAYERS: dict[str, Callable[[], nn.RNNBase]] = {
     "LSTM": lambda: nn.LSTM(6, 5),
@@ -44,7 +44,7 @@ def tensors(given: Any) -> list[Tensor]:
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_written_out_gives_what_it_gives(name: str, inputs: Inputs) -> None:
     layer = LAYERS[name]().eval()
-    with torch.no_grad(), RecurrenceWrittenOut():
+    with torch.no_grad(), WrittenOut():
         given = layer(inputs)
     with torch.no_grad():
         for one, other in zip(tensors(layer(inputs)), tensors(given), strict=True):
@@ -56,7 +56,7 @@ def test_a_layer_that_drops_out_runs_as_it_is() -> None:
     torch.manual_seed(0)
     plainly = layer(x)[0]
     torch.manual_seed(0)
-    with RecurrenceWrittenOut():
+    with WrittenOut():
         assert torch.equal(layer(x)[0], plainly)
 
 

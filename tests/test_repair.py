@@ -50,7 +50,9 @@ def missed(model: nn.Module, small: nn.Module, inputs: Tensor) -> float:
     """Share of the variance of the outputs that the smaller model misses."""
     with torch.no_grad():
         wanted, given = model(inputs).double(), small(inputs).double()
-    last = isinstance(model, (Attention, FunctionalWeights, TransposedProduct)) or wanted.dim() == 2
+    last = (
+        isinstance(model, (Attention, FunctionalWeights, TransposedProduct, WideLetters)) or wanted.dim() == 2
+    )
     channel = wanted.dim() - 1 if last else 1
     spread = wanted - wanted.mean([dim for dim in range(wanted.dim()) if dim != channel], keepdim=True)
     return float((wanted - given).square().sum() / spread.square().sum())
@@ -92,6 +94,18 @@ class TransposedProduct(nn.Module):
         return self.first(x).relu() @ self.weight.T
 
 
+class NormedWeight(nn.Module):
+    """The reader's weight is computed from the parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(5, 8), nn.Parameter(torch.randn(3, 8))
+        self.bias = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.first(x).relu(), functional.normalize(self.weight, dim=0), self.bias)
+
+
 class Letters(nn.Module):
     """Products by einsum, whose letters lie anywhere."""
 
@@ -105,6 +119,20 @@ class Letters(nn.Module):
         x = self.first(x).relu().transpose(1, 2)  # (N, 12, T)
         x = torch.einsum("nit, io -> not", x, self.one).relu()
         return torch.einsum("oi,nit->not", self.two, x) + self.bias
+
+
+class WideLetters(nn.Module):
+    """Products by einsum with weights of three dimensions: to heads, and from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 12)
+        self.one, self.two = nn.Parameter(torch.randn(12, 3, 4)), nn.Parameter(torch.randn(3, 4, 6))
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.einsum("ntd,dhk->nhtk", self.first(x).relu(), self.one).relu()
+        return torch.einsum("nhtk,hko->nto", [x, self.two]) + self.bias
 
 
 class Attention(nn.Module):
@@ -220,6 +248,8 @@ READERS: dict[str, tuple[Callable[[], nn.Module], torch.Size, dict[str, list[int
     "no bias": (lambda: Convolutions(conv(3, 12), conv(12, 4, bias=False)), IMAGE, {"first": [0, 5, 6]}),
     "raw parameters": (FunctionalWeights, IMAGE, {"kernel": [2, 4]}),
     "transposed view": (TransposedProduct, ROWS, {"first": [2, 4, 5]}),
+    "computed weight": (NormedWeight, ROWS, {"first": [2, 4, 5]}),
+    "einsum of three dimensions": (WideLetters, torch.Size((30, 7, 5)), {"first": [2, 4], "one": [1]}),
     "einsum": (Letters, torch.Size((30, 7, 5)), {"first": [2, 4, 5], "one": [1, 8]}),
     "attention": (Attention, torch.Size((24, 7, 16)), {"attention.head": [1]}),
     "inside a block": (ResidualBlock, IMAGE, {"conv1": [0, 4, 5, 9]}),
@@ -576,7 +606,8 @@ def test_rows_that_are_kept_give_what_products_of_columns_give(
         assert (one.name, one.what) == (other.name, other.what)
         assert (one.before, one.after) == pytest.approx((other.before, other.after), rel=1e-4, abs=1e-7)
     for one, other in zip(by_rows.state_dict().values(), by_products.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        if name != "computed weight":  # whose columns may be of any length
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_layers_that_are_too_wide_together_are_fitted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -696,17 +727,6 @@ class InARow(nn.Module):
         return self.out(self.one(self.one(self.first(x).relu()).relu()))
 
 
-class NormedWeight(nn.Module):
-    """The reader's weight is computed from the parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.weight = nn.Linear(5, 8), nn.Parameter(torch.randn(3, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(self.first(x), functional.normalize(self.weight, dim=0))
-
-
 def test_a_layer_in_a_loop_is_fitted_on_what_the_original_reads() -> None:
     model, inputs = ready(InARow()), torch.randn(40, 5)
     plan, small = cut(model, inputs, {"first": [0, 1]})
@@ -722,15 +742,6 @@ def test_a_layer_in_a_loop_is_fitted_on_what_the_original_reads() -> None:
     best = torch.linalg.lstsq(system, wanted).solution
     torch.testing.assert_close(small.one.weight.double(), best[:-1].T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(small.one.bias.double(), best[-1], atol=1e-4, rtol=1e-4)
-
-
-def test_what_cannot_be_refitted_is_left_and_said() -> None:
-    model, inputs = ready(NormedWeight()), torch.randn(ROWS)
-    plan, small = cut(model, inputs, {"first": [0, 1]})
-    before = small.weight.clone()  # type: ignore[operator]
-    done = repair(model, small, plan, [inputs])
-    assert list(done.left) == ["weight"] and "as it is" in done.left["weight"]
-    assert torch.equal(small.weight, before)  # type: ignore[arg-type]
 
 
 def test_the_original_and_random_numbers_are_left_as_they_were() -> None:

@@ -22,7 +22,7 @@ from secateurs.graph.packed import results_of
 
 _DOTS = frozenset(("dot", "vdot"))
 _COPIES = frozenset(("clone", "detach"))
-_ENTRIES = 3  # of a weight that are looked at to see where they come from
+_ENTRIES, _TRIES = 3, 5  # of a weight, that are looked at to see where they come from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,20 +142,27 @@ class Computed:
                 buffer.data.copy_(vector)
 
     def is_in_place(self) -> bool:
-        """Whether the values of the first parameter go where they are in the weight, seen at some entries."""
-        values = [each.detach().double() for each in self.parameters]
-        values[1:] = [torch.where(each == 0, 1.0, each) for each in values[1:]]  # a gain that shuts all out
-        chance = torch.Generator().manual_seed(0)
+        """Whether the values of the first parameter go where they are in the weight, seen at some entries.
+
+        An entry follows its own value most; not with any values of the others, so several are tried.
+        """
+        others = [torch.where(each == 0, 1.0, each.detach()) for each in self.parameters[1:]]  # gains open
+        first, chance = self.parameters[0].detach(), torch.Generator().manual_seed(0)
+        rows, columns = (torch.randperm(size, generator=chance) for size in first.flatten(1).shape)
+        count = min(_ENTRIES, len(rows), len(columns))  # of different rows and columns
+        entries = rows[:count] * len(columns) + columns[:count]
+        slopes = torch.zeros_like(first).flatten()
         with torch.enable_grad():
-            base = values[0].requires_grad_(True)
-            weight = self.of(values)
-            if weight.shape != base.shape or not weight.requires_grad:
-                return False
-            for entry in torch.randint(weight.numel(), (_ENTRIES,), generator=chance).tolist():
-                (slope,) = torch.autograd.grad(weight.flatten()[entry], base, retain_graph=True)
-                if int(slope.abs().argmax()) != entry or not bool(slope.isfinite().all()):
+            for _ in range(_TRIES):
+                mixed = first.flatten()[torch.randperm(first.numel(), generator=chance).to(first.device)]
+                base = mixed.view_as(first).requires_grad_(True)
+                weight = self.of([base, *others])
+                if weight.shape != base.shape or not weight.requires_grad:
                     return False
-        return True
+                (slope,) = torch.autograd.grad(weight.flatten()[entries].sum(), base)
+                slopes += slope.flatten().abs()
+        found = slopes.topk(len(entries)).indices.sort().values
+        return bool(slopes.isfinite().all()) and torch.equal(found.cpu(), entries.sort().values)
 
 
 class Tape:
@@ -208,7 +215,7 @@ class Tape:
         calls = self.calls_for(weight)
         inputs = {id(each): each for call in calls for each in _tensors_of(call)}
         parameters = [each for each in inputs.values() if isinstance(each, Parameter) and is_own(each, calls)]
-        alike = [each for each in parameters if each.shape == weight.shape]
+        alike = [each for each in parameters if each.shape == weight.shape and each.dim() > 1]
         if len(alike) != 1 or calls[-1].number is None:
             return None
         others = [each for each in parameters if each is not alike[0]]

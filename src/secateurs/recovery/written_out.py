@@ -50,9 +50,11 @@ class WrittenOut(TorchFunctionMode):
 
     def _steps(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
         """What runs a call in steps, if there are any."""
-        if func is torch.einsum:
-            with torch._C.DisableTorchFunction():  # looking at lengths is no step
-                product = WideProduct.of(args, kwargs)
-            self.units = {} if product is None else product.units
-            return None if product is None else product.run
-        return steps_of(func, args) if func in RECURRENT and not kwargs else None
+        if func is not torch.einsum and (func not in RECURRENT or kwargs):
+            return None
+        with torch._C.DisableTorchFunction():  # looking at what is given is no step
+            if func is not torch.einsum:
+                return steps_of(func, args)
+            product = WideProduct.of(args, kwargs)
+        self.units = {} if product is None else product.units
+        return None if product is None else product.run
