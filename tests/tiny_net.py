@@ -77,17 +77,18 @@ class TangledNet(nn.Module):
 
 
 class RowsNet(TinyNet):
-    """Rows of the maps, read by products that reconstruction does not know: their weights are no matrices."""
+    """Rows of the maps, read by products that reconstruction does not know: with a vector for each class."""
 
     def __init__(self, num_classes: int = 2) -> None:
         super().__init__(num_classes)
         self.rows, self.marks = nn.Linear(16, 10), nn.Linear(16, 12)
-        self.of_rows = nn.Parameter(torch.randn(1, 10, num_classes) / 10)
-        self.of_marks = nn.Parameter(torch.randn(1, 12, num_classes) / 10)
+        self.of_rows = nn.Parameter(torch.randn(num_classes, 10) / 10)
+        self.of_marks = nn.Parameter(torch.randn(num_classes, 12) / 10)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images).mean(3).transpose(1, 2)
         rows, marks = torch.relu(self.rows(maps)), torch.relu(self.marks(maps))
-        read = torch.einsum("btr,qrc->btqc", rows, self.of_rows)
-        scores: Tensor = (read + torch.einsum("btm,qmc->btqc", marks, self.of_marks)).mean((1, 2))
+        read = torch.stack([rows @ vector for vector in self.of_rows.unbind()], -1)
+        more = torch.stack([marks @ vector for vector in self.of_marks.unbind()], -1)
+        scores: Tensor = (read + more).mean(1)
         return scores

@@ -232,7 +232,7 @@ def reads_of(graph: Graph, recorder: Recorder) -> Reads:
         call = recorder.plain[number]
         reads = by_call.get(call, [])
         if number in recorder.units:
-            of_call = _of_product(reads, recorder.units[number])
+            of_call = _of_product(reads, recorder.units[number], reader.groups)
             seen.update(each for each in reads if each.dim in recorder.units[number])
         elif call in layers:
             one = _of_layer(reads, reader, of_inputs=recorder.reads_inputs(number))
@@ -264,14 +264,17 @@ def _of_layer(reads: Sequence[UnitRead], reader: Reader, *, of_inputs: bool) -> 
     return replace(read, units=units, dim=reader.source.dim() - 1)
 
 
-def _of_product(reads: Sequence[UnitRead], units: Mapping[int, tuple[int, int]]) -> list[UnitRead]:
-    """What the columns of a product read whose weight has more dimensions.
+def _of_product(
+    reads: Sequence[UnitRead], units: Mapping[int, tuple[int, int]], groups: int
+) -> list[UnitRead]:
+    """What the columns of a product read whose weight has more than two dimensions.
 
     Args:
         reads: The reads of the call.
         units: For each dimension that it sums over its length, and how far apart its indices are.
+        groups: Matrices that read the same units each.
     """
-    columns = np.arange(math.prod(length for length, _ in units.values()))
+    columns = np.arange(groups * math.prod(length for length, _ in units.values()))
     found = []
     for read in reads:
         if read.dim in units:

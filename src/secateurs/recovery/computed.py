@@ -220,7 +220,10 @@ class Tape:
             return None
         others = [each for each in parameters if each is not alike[0]]
         found = Computed(weight, (*alike, *others), calls, self._largest(calls))
-        return found if found.is_in_place() else None
+        try:
+            return found if weight.is_floating_point() and found.is_in_place() else None
+        except Exception:  # whatever the model's own calls raise when they are given other values
+            return None
 
     def _largest(self, calls: Sequence[Call]) -> dict[int, LargestValue]:
         """Products ``u' (M v)`` with buffers ``u`` and ``v``."""

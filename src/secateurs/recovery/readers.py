@@ -245,12 +245,10 @@ def place_in(reader: Reader, parameter: Tensor) -> InParameter | None:
     weight, shape, steps = reader.weight, tuple(parameter.shape), parameter.stride()
     reading, outputs = reader.reading_dim, 1 - reader.reading_dim
     offset = int(weight.storage_offset()) - int(parameter.storage_offset())
-    if weight.dim() == 2 < len(shape):
-        first = _dims_of_rows(weight, parameter) if offset == 0 else None
-        if first is None:
-            return None
-        sides = tuple(range(first)), tuple(range(first, len(shape)))
-        return InParameter(sides[reading], sides[outputs])
+    if tuple(weight.shape) != shape and weight.is_contiguous() and parameter.is_contiguous():
+        wide = _dims_of_sides(reader, shape) if offset == 0 and weight.numel() == parameter.numel() else None
+        if wide is not None:
+            return wide
     if weight.dim() != parameter.dim():
         return None
     if weight.stride() == steps:
@@ -263,12 +261,18 @@ def place_in(reader: Reader, parameter: Tensor) -> InParameter | None:
     return InParameter((outputs,), (reading,)) if is_turned and offset == 0 else None
 
 
-def _dims_of_rows(weight: Tensor, parameter: Tensor) -> int | None:
-    """How many dimensions of a parameter are the rows of a matrix that it is reshaped to."""
-    if not (weight.is_contiguous() and parameter.is_contiguous()) or weight.numel() != parameter.numel():
+def _dims_of_sides(reader: Reader, shape: Sequence[int]) -> InParameter | None:
+    """Which dimensions of a parameter make up those of a weight that it is reshaped to.
+
+    Its first ones are the groups of a convolution, the next ones the first side of the weight.
+    """
+    counts = [prod(shape[:count]) for count in range(len(shape))]
+    if reader.groups not in counts or len(reader.weight) not in counts:
         return None
-    counts = [prod(parameter.shape[:dims]) for dims in range(1, parameter.dim())]
-    return counts.index(len(weight)) + 1 if len(weight) in counts else None
+    groups, first = counts.index(reader.groups), counts.index(len(reader.weight))
+    sides = (*range(groups, first),), (*range(first, len(shape)),)
+    outputs, reading = sides[::-1] if reader.turned else sides
+    return InParameter(reading, (*range(groups), *outputs))
 
 
 class Watching(TorchFunctionMode):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from secateurs.recovery.einsums import WideProduct
 from secateurs.recovery.recurrence import RECURRENT, steps_of
+from secateurs.recovery.wide_products import WITH_WIDE_WEIGHTS, WideProduct
 
 
 class WrittenOut(TorchFunctionMode):
@@ -50,11 +50,11 @@ class WrittenOut(TorchFunctionMode):
 
     def _steps(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
         """What runs a call in steps, if there are any."""
-        if func is not torch.einsum and (func not in RECURRENT or kwargs):
+        if func not in WITH_WIDE_WEIGHTS and (func not in RECURRENT or kwargs):
             return None
         with torch._C.DisableTorchFunction():  # looking at what is given is no step
-            if func is not torch.einsum:
+            if func in RECURRENT:
                 return steps_of(func, args)
-            product = WideProduct.of(args, kwargs)
+            product = WideProduct.of(func, args, kwargs)
         self.units = {} if product is None else product.units
         return None if product is None else product.run
