@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateurs.criteria.observed import EXAMPLES_FIRST, Layout, Reading, UnitIndex
 from secateurs.errors import ScoreError
+from secateurs.graph.attributes_kept import as_traced, passes_alike
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import foreign_hooks_unseen
 from secateurs.graph.exchange import attention_written_out
@@ -140,17 +141,21 @@ def _where(read: UnitRead) -> str:
 def scoring_mode(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
     """Evaluation mode, no gradients of parameters, attention as traced; everything put back afterwards.
 
+    All passes find what modules keep in plain attributes as the trace did.
+
     Args:
         model: The model.
         gradients: Whether activations are to have gradients.
     """
     with (
         modes_kept(model),
+        as_traced(model),
         frozen(model),
         foreign_hooks_unseen(model),
         attention_as_written(),
         attention_written_out(model),
         torch.set_grad_enabled(gradients),
+        passes_alike(model),
     ):
         model.eval()
         yield

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateurs.errors import TraceError
+from secateurs.graph.attributes_kept import remember
 from secateurs.graph.building import GroupBuilder
 from secateurs.graph.copying import saved_widths, tensors_of
 from secateurs.graph.cost import Cost
@@ -66,7 +67,9 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
             ) from error
         shapes = shapes_of(tensors_of(model))
         builder = GroupBuilder(tracer, shapes, saved_widths(model), batch_size(inputs), fingerprint_of(model))
-        return prove(model, inputs, builder, tracer.passes)
+        graph = prove(model, inputs, builder, tracer.passes)
+    remember(model)
+    return graph
 
 
 def _check_traceable(model: nn.Module) -> None:

@@ -47,6 +47,19 @@ def memos_opened(model: nn.Module) -> AbstractContextManager[None]:
     Args:
         model: The model that is run.
     """
+    return exchanged(_places(model), _Memo)
+
+
+def memos_left_out(model: nn.Module) -> AbstractContextManager[None]:
+    """They compute anew in every call: passes that take turns, on batches of any size, then call the same.
+
+    Args:
+        model: The model that is run.
+    """
+    return exchanged(_places(model), lambda memo: memo.__wrapped__)
+
+
+def _places(model: nn.Module) -> list[tuple[Any, str]]:
     classes = {base for _, module in modules_of(model) for base in type(module).__mro__}
     methods = [(each, key) for each in classes for key in _HOLDERS.names(each)]
-    return exchanged([*_HOLDERS.places(), *methods], _Memo)
+    return [*_HOLDERS.places(), *methods]

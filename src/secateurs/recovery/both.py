@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from secateurs.errors import TrainingError
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.running import Inputs
+from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.recording import Recorder
 
 
@@ -31,7 +32,7 @@ class Both:
 
     @classmethod
     def of(cls, model: nn.Module, smaller: nn.Module, inputs: Inputs) -> Both:
-        """Run both, which are in evaluation mode.
+        """Run both, which are in evaluation mode, until a pass leaves nothing for the next one to find.
 
         Args:
             model: The original.
@@ -42,7 +43,7 @@ class Both:
             TrainingError: The two do not call the same functions, or cannot be called on the inputs.
         """
         try:
-            whole, small = (Recorder(each, inputs, written_out=True) for each in (model, smaller))
+            whole, small = (_settled(each, inputs) for each in (model, smaller))
         except TypeError as error:
             raise TrainingError(
                 f"{type(model).__name__} could not be called on a batch: {error}",
@@ -60,3 +61,10 @@ class Both:
                 fix="repair(model, apply(model, plan), plan, batches), without hooks that compute",
             )
         return cls(whole, small, tensors_of(model), tensors_of(smaller))
+
+
+def _settled(model: nn.Module, inputs: Inputs) -> Recorder:
+    """A pass that calls what later ones will, which find the tables that the first one leaves for them."""
+    with torch.no_grad():
+        call_model(model, inputs)
+    return Recorder(model, inputs, written_out=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.graph.attributes_kept import passes_alike
 from secateurs.graph.copying import foreign_hooks_unseen, modules_of, tensors_of
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.packed import first_tensor
@@ -71,6 +72,7 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
         foreign_hooks_unseen(teacher),
         plain_kernels(),
         attention_written_out(teacher),
+        passes_alike(teacher),
     ):
         record = Recorder(teacher.eval(), inputs, watched)
         combined = _combined(teacher, plan, inputs, tensors)

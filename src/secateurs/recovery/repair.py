@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.graph.copying import foreign_hooks_unseen, tensors_of
 from secateurs.graph.exchange import attention_written_out
+from secateurs.graph.memos import memos_left_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
@@ -292,11 +293,13 @@ def _undisturbed(model: nn.Module, smaller: nn.Module) -> Iterator[None]:
         attention_as_written(),
         attention_written_out(model),
         attention_written_out(smaller),
+        memos_left_out(model),
     ):
         model.eval(), smaller.eval()
         try:
             yield
         except BaseException:
             for name, tensor in tensors_of(smaller).items():
-                tensor.data.copy_(kept[name])
+                if name in kept:  # others are tables that a pass has made
+                    tensor.data.copy_(kept[name])
             raise
