@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import CellType
 from typing import Any
 
 _WITHOUT_MODELS = sys.stdlib_module_names | {"secateurs", "torch", "numpy", "scipy", "sympy"}
@@ -55,10 +56,14 @@ def exchanged(places: Iterable[tuple[Any, str]], exchange: Callable[[Any], Any])
     """Other things stand in some places meanwhile.
 
     Args:
-        places: Modules or classes, and names.
+        places: Modules or classes, and names; or cells of closures, and ``"cell_contents"``.
         exchange: Gives what stands there in the place of a thing.
     """
-    before = [(holder, key, vars(holder)[key]) for holder, key in places if key in vars(holder)]
+    before = [
+        (holder, key, holder.cell_contents if isinstance(holder, CellType) else vars(holder)[key])
+        for holder, key in places
+        if isinstance(holder, CellType) or key in vars(holder)
+    ]
     for holder, key, thing in before:
         setattr(holder, key, exchange(thing))
     try:

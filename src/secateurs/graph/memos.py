@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -60,6 +60,18 @@ def memos_left_out(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _places(model: nn.Module) -> list[tuple[Any, str]]:
+    """Where memos are: in modules and classes, and in what a decorator has put around a method."""
     classes = {base for _, module in modules_of(model) for base in type(module).__mro__}
     methods = [(each, key) for each in classes for key in _HOLDERS.names(each)]
-    return [*_HOLDERS.places(), *methods]
+    held = [getattr(each, "__func__", each) for cls in classes for each in vars(cls).values()]
+    functions = [each for each in held if type(each) is FunctionType]
+    cells = [cell for each in functions for cell in each.__closure__ or () if _is_full(cell)]
+    inner = [(cell, "cell_contents") for cell in cells if type(cell.cell_contents) is _MEMO]
+    return [*_HOLDERS.places(), *methods, *inner]
+
+
+def _is_full(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
+        return False
