@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from secateurs.errors import TrainingError
+from secateurs.graph.attributes_kept import Attributes
 from secateurs.graph.copying import tensors_of
-from secateurs.graph.running import Inputs, call_model
+from secateurs.graph.running import Inputs
 from secateurs.recovery.recording import Recorder
 
 
@@ -64,7 +64,7 @@ class Both:
 
 
 def _settled(model: nn.Module, inputs: Inputs) -> Recorder:
-    """A pass that calls what later ones will, which find the tables that the first one leaves for them."""
-    with torch.no_grad():
-        call_model(model, inputs)
-    return Recorder(model, inputs, written_out=True)
+    """A pass that calls what later ones will, which find the tables that the first one may leave for them."""
+    before = Attributes(model)
+    record = Recorder(model, inputs, written_out=True)
+    return Recorder(model, inputs, written_out=True) if before.are_changed() else record

@@ -207,6 +207,8 @@ class Tape:
             weight: The weight.
             is_own: Whether a parameter is used by no other calls than some.
         """
+        if weight not in self:
+            return None
         if id(weight) not in self._found:
             self._found[id(weight)] = self._computed(weight, is_own)
         return self._found[id(weight)]
