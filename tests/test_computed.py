@@ -313,6 +313,16 @@ def test_what_cannot_follow_is_left_and_said(make: type[Layers]) -> None:
     assert torch.equal(small.state_dict()[left], before[left])
 
 
+def test_rows_that_are_nearly_shut_do_not_hide_where_values_go() -> None:
+    torch.manual_seed(0)
+    layer = Scaled(30, 40, 1).eval()
+    with torch.no_grad():
+        layer.gain.copy_(torch.logspace(-5, 0, 40)[torch.randperm(40)].view(-1, 1, 1, 1))
+    record = Recorder(layer, torch.randn(1, 30, 2, 2))
+    [reader] = record.readers.values()
+    assert record.name_of(reader.weight) == "weight"
+
+
 def test_values_that_go_to_other_places_are_no_such_weight() -> None:
     model = Layers()
     parametrize.register_parametrization(model.last, "weight", Turned())

@@ -22,7 +22,7 @@ from secateurs.graph.packed import results_of
 
 _DOTS = frozenset(("dot", "vdot"))
 _COPIES = frozenset(("clone", "detach"))
-_ENTRIES, _TRIES = 3, 5  # of a weight, that are looked at to see where they come from
+_ENTRIES, _TRIES = 3, 3  # of a weight, that are looked at to see where they come from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,10 +148,8 @@ class Computed:
         """
         others = [torch.where(each == 0, 1.0, each.detach()) for each in self.parameters[1:]]  # gains open
         first, chance = self.parameters[0].detach(), torch.Generator().manual_seed(0)
-        rows, columns = (torch.randperm(size, generator=chance) for size in first.flatten(1).shape)
-        count = min(_ENTRIES, len(rows), len(columns))  # of different rows and columns
-        entries = rows[:count] * len(columns) + columns[:count]
-        slopes = torch.zeros_like(first).flatten()
+        entries = torch.randperm(first.numel(), generator=chance)[:_ENTRIES].tolist()
+        slopes = torch.zeros(len(entries), first.numel(), device=first.device)
         with torch.enable_grad():
             for _ in range(_TRIES):
                 mixed = first.flatten()[torch.randperm(first.numel(), generator=chance).to(first.device)]
@@ -159,10 +157,10 @@ class Computed:
                 weight = self.of([base, *others])
                 if weight.shape != base.shape or not weight.requires_grad:
                     return False
-                (slope,) = torch.autograd.grad(weight.flatten()[entries].sum(), base)
-                slopes += slope.flatten().abs()
-        found = slopes.topk(len(entries)).indices.sort().values
-        return bool(slopes.isfinite().all()) and torch.equal(found.cpu(), entries.sort().values)
+                for place, entry in enumerate(entries):
+                    (slope,) = torch.autograd.grad(weight.flatten()[entry], base, retain_graph=True)
+                    slopes[place] += slope.flatten().abs()
+        return bool(slopes.isfinite().all()) and slopes.argmax(1).tolist() == entries
 
 
 class Tape:
