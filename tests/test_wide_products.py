@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import secateurs
 from secateurs.criteria.consumers import unrankable
 from secateurs.recovery import repair
-from secateurs.recovery.readers import place_in
+from secateurs.recovery.in_parameter import place_in
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.wide_products import WideProduct
 from secateurs.recovery.written_out import WrittenOut

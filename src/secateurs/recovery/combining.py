@@ -19,10 +19,11 @@ from secateurs.planning.plan import Plan
 from secateurs.recovery.both import Both
 from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.factors import Factors
+from secateurs.recovery.in_parameter import place_in
 from secateurs.recovery.kept import Kept, inputs_kept, outputs_kept
 from secateurs.recovery.low_rank import LowRank
 from secateurs.recovery.points import chain_of
-from secateurs.recovery.readers import Reader, Watching, place_in
+from secateurs.recovery.readers import Reader, Watching
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.streams import Stream, StreamRank, streams_in
 from secateurs.recovery.writing import as_cut

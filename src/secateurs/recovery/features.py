@@ -18,9 +18,10 @@ from secateurs.graph.packed import first_tensor
 from secateurs.graph.running import Inputs, call_model, modes_kept, plain_kernels
 from secateurs.planning.plan import Plan
 from secateurs.recovery.combining import exchangeable
+from secateurs.recovery.in_parameter import place_in
 from secateurs.recovery.kept import outputs_kept
 from secateurs.recovery.points import way_of
-from secateurs.recovery.readers import Reader, place_in
+from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from secateurs.planning.plan import Plan
-from secateurs.recovery.readers import Reader, place_in
+from secateurs.recovery.in_parameter import place_in
+from secateurs.recovery.readers import Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

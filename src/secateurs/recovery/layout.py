@@ -12,11 +12,12 @@ from torch import Tensor
 from secateurs.planning.plan import Plan
 from secateurs.recovery.both import Both
 from secateurs.recovery.fitting import Aim, Fit, Link
+from secateurs.recovery.in_parameter import place_in
 from secateurs.recovery.kept import inputs_kept, outputs_kept
 from secateurs.recovery.moments import WIDEST
 from secateurs.recovery.moves import positions_of
 from secateurs.recovery.points import calls_behind, chain_of, feeds, norms_behind
-from secateurs.recovery.readers import Reader, place_in
+from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.writing import begin
 

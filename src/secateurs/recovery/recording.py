@@ -106,17 +106,21 @@ class Recorder(TorchFunctionMode):
         made_of = self.made_of(weight)
         return self._storages.get(storage_of(weight if made_of is None else made_of.parameters[0]))
 
-    def _stored(self, tensor: Tensor) -> str | None:
-        """The parameter or buffer that a tensor is, is a view of, or has its direction from."""
-        _, parts = self._derived.get(id(tensor), (None, None))
-        return self._storages.get(storage_of(tensor if parts is None else parts.direction))
-
     def made_of(self, weight: Tensor) -> WeightNorm | Computed | None:
         """What a weight is computed from, where that can follow it."""
-        ref, parts = self._derived.get(id(weight), (None, None))
-        if ref is not None and ref() is weight:
-            return parts
-        return None if storage_of(weight) in self._storages else self._tape.computed(weight, self._is_of)
+        normed = self._normed(weight)
+        if normed is not None or storage_of(weight) in self._storages:
+            return normed
+        return self._tape.computed(weight, self._is_of)
+
+    def _normed(self, tensor: Tensor) -> WeightNorm | None:
+        ref, parts = self._derived.get(id(tensor), (None, None))
+        return parts if ref is not None and ref() is tensor else None
+
+    def _given(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that an operand is, is a view of, or has its direction from."""
+        normed = self._normed(tensor)
+        return self._storages.get(storage_of(tensor if normed is None else normed.direction))
 
     def reads_inputs(self, call: int) -> bool:
         """Whether a reader inside of a recurrent layer reads the layer's inputs, and not its states."""
@@ -182,7 +186,7 @@ class Recorder(TorchFunctionMode):
         operands = call_tensors(args, kwargs)
         makers = [self._maker(tensor) for tensor in operands]
         self.makers.append(makers)
-        self.named.append({name for each in operands if (name := self._stored(each)) is not None})
+        self.named.append({name for each in operands if (name := self._given(each)) is not None})
         reader = self._reader_of(func, args, kwargs)
         steps = dict(steps_of(func, args, kwargs, operands, makers, self._is_data))
         for step, _ in steps.values():

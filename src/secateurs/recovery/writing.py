@@ -139,12 +139,8 @@ def _write_with_norm(
     onward = torch.where(link.gain == 0, 1.0, link.gain)
     whole = norm.scale.view(shape) * old + missing / onward.view(shape)  # V
     if values is None:
-        length, before = whole.norm(dim=2).flatten(), old.norm(dim=2).flatten()
-        # a row keeps its length, so that weight decay and learning rate act on it as before
-        sign = torch.where(norm.scale < 0, -1.0, 1.0)
-        inner = torch.where((length > 0) & (before > 0), sign * length / before, norm.scale)  # s
-        inner = torch.where(inner == 0, 1.0, inner)
-        new = whole / inner.view(shape)  # W
+        new, inner = _as_long_as_before(whole, old, norm.scale)
+        _set(link, link.reader.unfolded(new))
     else:
         _compute_anew(link, values)
         new = link.reader.matrix().double()
@@ -154,12 +150,19 @@ def _write_with_norm(
     assert norm.weight is not None and norm.bias is not None
     gives = norm.bias.detach().double() + norm.scale * (bias - norm.mean.double()) + constant / onward  # c
     mean, var = (each.flatten() for each in rows.given(new, columns))
-    if values is None:
-        _set(link, link.reader.unfolded(new))
     norm.mean.copy_(mean + bias)
     norm.var.copy_(var * rows.count / max(rows.count - 1, 1))
     norm.weight.data.copy_(inner * (norm.var.double() + norm.eps).sqrt())
     norm.bias.data.copy_(gives + inner * (norm.mean.double() - bias))
+
+
+def _as_long_as_before(whole: Tensor, old: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``W`` and ``s`` of ``V = s W``: rows keep their length, so that weight decay and rate act as before."""
+    length, before = whole.norm(dim=2).flatten(), old.norm(dim=2).flatten()
+    sign = torch.where(scale < 0, -1.0, 1.0)
+    inner = torch.where((length > 0) & (before > 0), sign * length / before, scale)
+    inner = torch.where(inner == 0, 1.0, inner)
+    return whole / inner.view(old.shape[0], -1, 1), inner
 
 
 def _shift(link: Link, constant: Tensor) -> None:
