@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import library_models
@@ -256,6 +257,37 @@ def test_ranges_are_cut_where_their_ends_can_follow() -> None:
     ]  # fmt: skip
     assert small.near == 2
     assert {size.text for size in plan.written} == {"3", "8"}
+
+
+class RangesOfRows(nn.Module):
+    """Experts whose rows lie together, so that torch's kernel asks for rows of whole 16 bytes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.make, self.read = (nn.Linear(*sides, dtype=dtype) for sides in ((5, 32), (24, 2)))
+        self.up = nn.Parameter(torch.randn(3, 48, 32, dtype=dtype) / 6)
+        self.down = nn.Parameter(torch.randn(3, 48, 24, dtype=dtype) / 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([2, 3, 8], dtype=torch.int32)
+        hidden = F.grouped_mm(self.make(x), self.up.transpose(1, 2), offs=ends).relu()
+        return self.read(F.grouped_mm(hidden, self.down, offs=ends))
+
+
+@pytest.mark.parametrize(("dtype", "block"), [(torch.float32, 4), (torch.bfloat16, 8)])
+def test_a_kernel_that_asks_for_whole_blocks_of_bytes_gets_them(dtype: torch.dtype, block: int) -> None:
+    model, x = RangesOfRows(dtype).eval(), torch.randn(8, 5, dtype=dtype)
+    graph = secateurs.trace(model, x)
+    assert {group.name: group.size for group in graph.groups} == {"make": 32, "up": 48, "down": 24}
+    assert f"a length of 48, which has to stay a multiple of {block}" in {c.reason for c in graph.constraints}
+    for share in (0.9, 0.7, 0.37):
+        plan = secateurs.plan(graph, secateurs.score(model, graph, "l2"), secateurs.Budget(macs=share))
+        assert all(count % block == 0 for count in kept(plan, graph).values())
+        small = secateurs.apply(model, plan)
+        assert small(x).shape == (8, 2)
+        secateurs.verify(model, small, plan, x).raise_if_failed()
+    with pytest.raises(PlanError, match=f"multiple of {block}"):
+        secateurs.apply(model, Plan.of(graph, {"up": [0]}))
 
 
 def test_memoised_functions_are_put_back_and_keep_their_contents() -> None:

@@ -52,7 +52,9 @@ def test_einsum_gives_the_same(equation: str, weight_first: bool) -> None:
     for args in ((f"{inputs}->{result}", *operands), (f"{inputs} -> {result}", operands)):
         product = product_of(torch.einsum, *args)
         assert product is not None
-        torch.testing.assert_close(product.run(), torch.einsum(*args), atol=1e-5, rtol=1e-5)
+        given, wanted = product.run(), torch.einsum(*args)
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+        assert given.stride() == wanted.stride()  # a view behind it may rely on them
 
 
 @pytest.mark.parametrize("equation", OTHERS)
@@ -85,6 +87,7 @@ def test_products_of_matrices_give_the_same(func: Any, x: tuple[int, ...], weigh
     product = product_of(func, *args)
     assert product is not None
     torch.testing.assert_close(product.run(), func(*args), atol=1e-5, rtol=1e-5)
+    assert product.run().stride() == func(*args).stride()
 
 
 def test_one_matrix_for_several_of_a_batch_runs_as_it_is() -> None:

@@ -76,6 +76,8 @@ class SizeReader:
             reason = f"{in_words(left)} where {in_words(right)} is expected"
             if isinstance(left, Length) and isinstance(right, Length):
                 reason = f"with two lengths of {left.dim.size} that have to agree"
+            elif isinstance(left, Operation) and left.name == "mod" and right == Constant(0):
+                reason = f"{in_words(left.left)}, which has to stay a multiple of {in_words(left.right)}"
             elif isinstance(right, Constant):
                 reason = f"a number from {in_words(left)}, which has to stay {in_words(right)}"
             constraints.append(CountConstraint.of(a, b, reason, where, (tie,) if tie else ()))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import conv1d, conv_transpose1d, linear
+from torch.utils._pytree import tree_map_only
 
 from secateurs.graph.einsum import Letter, letters_of
 
@@ -38,6 +39,7 @@ class WideProduct:
         of_x: Those of the activation, in their order.
         result: Those of the result.
         inner_first: Whether the weight has its inner letters before its own.
+        strides: How the result lies in memory, which a `view` behind the call may rely on.
 
     Example:
         >>> x, weight = torch.randn(2, 7, 5), Parameter(torch.randn(5, 3, 4))
@@ -59,6 +61,7 @@ class WideProduct:
     of_x: tuple[Letter, ...]
     result: tuple[Letter, ...]
     inner_first: bool
+    strides: tuple[int, ...]
 
     @classmethod
     def of(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WideProduct | None:
@@ -92,7 +95,7 @@ class WideProduct:
             return None
         return cls(
             x=x, weight=weight, rest=rest, shared=shared, inner=inner, own=own, of_x=of_x, result=result,
-            inner_first=of_weight == orders[0],
+            inner_first=of_weight == orders[0], strides=_strides_of(func, args),
         )  # fmt: skip
 
     @property
@@ -125,13 +128,29 @@ class WideProduct:
         letters = (*self.rest, *self.shared, *self.own)
         apart = given.unflatten(-1, (*groups, *sides[0]))
         result: Tensor = apart.permute([letters.index(letter) for letter in self.result])
-        return result
+        return result if result.stride() == self.strides else _laid_out(result, self.strides)
 
     def _lengths(self, letters: Sequence[Letter]) -> list[int]:
         """Those of some dimensions of the weight."""
         sides = (self.inner, self.own) if self.inner_first else (self.own, self.inner)
         of_weight = (*self.shared, *sides[0], *sides[1])
         return [self.weight.shape[of_weight.index(letter)] for letter in letters]
+
+
+def _strides_of(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Those of what a call gives, found without computing it."""
+    empty = tree_map_only(
+        Tensor, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"), args
+    )
+    strides: tuple[int, ...] = func(*empty).stride()
+    return strides
+
+
+def _laid_out(x: Tensor, strides: Sequence[int]) -> Tensor:
+    """The same values with their dimensions in the order in memory that strides tell."""
+    order = sorted(range(x.dim()), key=lambda dim: -strides[dim])
+    back = [order.index(dim) for dim in range(x.dim())]
+    return x.permute(order).contiguous().permute(back)
 
 
 def _for_each(

@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from secateurs.graph.expressions import Constant, Length, Operation
 from secateurs.graph.labels import Dim
 from secateurs.graph.packed import call_tensors, results_of
 from secateurs.graph.rules.common import broadcast, fixed, lock_all, lock_call, place_of
 from secateurs.graph.rules.contraction import matrix_product, vector_product
 from secateurs.graph.rules.registry import Arguments, aten, rule
 from secateurs.graph.tracing import Tracer
+
+_ALIGNED = 16  # bytes: torch's grouped product refuses rows that do not fill so many
 
 
 @rule(aten.tril, aten.triu)
@@ -116,8 +119,16 @@ def grouped_product(t: Tracer, args: Arguments, kwargs: dict[str, Any], out: Ten
         t, (experts, rows, *(t.dims(offsets) if offsets is not None else ())), "it is dealt out in ranges"
     )
     t.unify(last, inside)
+    for tensor, dim in ((x, last), (weights, inside if weights.stride(1) == 1 else made)):
+        _fill_blocks(t, dim, _ALIGNED // tensor.element_size())
     t.contract([(x, last), (weights, inside)], [rows, made])
     t.set(out, [rows, made])
+
+
+def _fill_blocks(t: Tracer, dim: Dim, block: int) -> None:
+    """Let a dimension keep a multiple of `block` indices, if it has one."""
+    if dim.size % block == 0:
+        t.book.compare("eq", Operation("mod", Length(dim), Constant(block)), Constant(0), True)
 
 
 @rule(aten.linalg_cross)
