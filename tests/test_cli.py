@@ -381,3 +381,18 @@ def test_tables_line_up() -> None:
         "  conv1      8        8  100.0 %  ##############################",
         "  b        512        0    0.0 %",
     ]
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ({"latency_ms": 4.1, "latency_share": 0.4}, "2.5x less"),
+        ({"latency_ms": 6.6, "latency_share": 0.4}, "2.5x less, by pairs of passes"),
+        ({"latency_ms": 4.0}, "2.5x less"),
+    ],
+)
+def test_a_ratio_of_times_says_where_it_is_not_that_of_the_medians(
+    after: dict[str, float], told: str
+) -> None:
+    table = text.before_after({"threads": 1, "latency_ms": 10.0}, after)
+    assert table.splitlines()[-1].endswith(f" ms  {told}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import models
 import secateurs
@@ -220,3 +221,40 @@ def test_greedy_needs_weights_alone() -> None:
     graph = secateurs.trace(model, model.example())
     with pytest.raises(ScoreError, match="greedy selection ranks by weights alone, but taylor needs data"):
         greedy(model, graph, "taylor")
+
+
+# -- positions ------------------------------------------------------------------------------------
+
+
+class Registers(nn.Module):
+    """Attention over the inputs and some learned tokens, which are dropped behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(1, 6, 8))
+        self.make, self.qkv = nn.Linear(5, 8), nn.Linear(8, 24)
+        self.read = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.registers.expand(len(x), -1, -1), self.make(x)], 1)
+        query, key, value = self.qkv(tokens).chunk(3, -1)
+        mixed = (query @ key.transpose(1, 2)).softmax(-1) @ value
+        return self.read(mixed[:, self.registers.shape[1] :])
+
+
+def test_learned_tokens_leave_only_where_they_are_asked_for() -> None:
+    model, x = Registers().eval(), torch.randn(2, 4, 5)
+    graph = secateurs.trace(model, x)
+    assert graph.by_name["registers"].kind == "position" and graph.by_name["registers"].size == 6
+    scores = secateurs.score(model, graph, "l2")
+    for scope in ("global", "local"):
+        plan = secateurs.plan(graph, scores, Budget(macs=0.5), scope=scope)
+        assert kept(graph, plan)["registers"] == 6 and len(plan) > 0
+    with pytest.raises(PlanError, match="of kind 'position', which is left out"):
+        secateurs.plan(graph, scores, allocation={"registers": 3})
+    with pytest.raises(PlanError, match="of kind 'position' alone, which are left out"):
+        secateurs.plan(graph, scores, shares={"registers": 0.5})
+    plan = secateurs.plan(graph, scores, allocation={"registers": 3}, kinds={"position"})
+    small = secateurs.apply(model, plan)
+    assert small.registers.shape == (1, 3, 8) and small(x).shape == (2, 4, 3)
+    secateurs.verify(model, small, plan, x).raise_if_failed()

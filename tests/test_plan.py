@@ -292,7 +292,8 @@ def test_a_plan_says_what_each_dimension_loses() -> None:
 @pytest.mark.parametrize("toy", TOYS)
 def test_a_plan_survives_json(toy: type[Toy], tmp_path: Path) -> None:
     model, graph, scores = prepared(toy)
-    plan = secateurs.plan(graph, scores, Budget(units=0.6))
+    kinds = {group.kind for group in graph.groups}
+    plan = secateurs.plan(graph, scores, Budget(units=0.6), kinds=kinds)
     again = Plan.from_json(plan.to_json())
     assert again == plan
     plan.save(tmp_path / "plan.json")
@@ -347,13 +348,14 @@ def test_a_plan_that_cannot_be_written_leaves_no_litter(tmp_path: Path) -> None:
 def test_two_cuts_composed_are_the_two_cuts(toy: type[Toy]) -> None:
     model, graph, scores = prepared(toy)
     inputs = model.example()
-    first = secateurs.plan(graph, scores, Budget(units=0.75))
+    kinds = {group.kind for group in graph.groups}
+    first = secateurs.plan(graph, scores, Budget(units=0.75), kinds=kinds)
     middle = secateurs.apply(model, first)
     graph2 = secateurs.trace(middle, inputs)
     if not graph2.groups:
         return
     scores2 = secateurs.score(middle, graph2, "random")
-    second = secateurs.plan(graph2, scores2, Budget(units=0.7))
+    second = secateurs.plan(graph2, scores2, Budget(units=0.7), kinds=kinds)
     last = secateurs.apply(middle, second)
     whole = first.then(second)
     at_once = secateurs.apply(model, whole)

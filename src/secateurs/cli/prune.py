@@ -68,7 +68,7 @@ def prune(
         str | None,
         typer.Option(
             help="Kinds of groups to cut, with commas: channel,neuron,head,branch,...",
-            show_default="channel with --remove, else every kind",
+            show_default="channel with --remove, else every kind but position",
         ),
     ] = None,
     skip: Annotated[

@@ -35,7 +35,8 @@ def sensitivity(
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Kinds of groups, with commas: channel,neuron,head,branch,...", show_default="every kind"
+            help="Kinds of groups, with commas: channel,neuron,head,branch,...",
+            show_default="every kind but position",
         ),
     ] = None,
     skip: Annotated[

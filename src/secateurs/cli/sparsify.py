@@ -43,7 +43,8 @@ def sparsify(
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Kinds of groups, with commas: channel,neuron,head,branch,...", show_default="every kind"
+            help="Kinds of groups, with commas: channel,neuron,head,branch,...",
+            show_default="every kind but position",
         ),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Groups to leave alone, as a pattern.")] = None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_STRAYS = 1.15  # times that the ratio of two medians is off before a table says so
+
 
 def count(value: float) -> str:
     """A number with three digits and a unit.
@@ -112,10 +114,20 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     ):
         if key in before and key in after:
             old, new = before[key], after[key]
-            lasts = after.get(f"{key.removesuffix('_ms')}_share")  # told by passes that follow each other
-            less = ratio(old, new) if lasts is None else ratio(1.0, lasts)
-            rows.append((label, shape(old), shape(new), less))
+            lasts = after.get(f"{key.removesuffix('_ms')}_share")
+            rows.append((label, shape(old), shape(new), _less(old, new, lasts)))
     return table(("", "before", "after", ""), rows)
+
+
+def _less(before: float, after: float, lasts: float | None) -> str:
+    """How many times less a quantity is; a time by what passes that follow each other tell of it.
+
+    Where other work makes both times vary, their medians may tell another ratio: then it says what it is of.
+    """
+    if lasts is None or lasts <= 0 or after <= 0:
+        return ratio(before, after)
+    strays = not 1 / _STRAYS < before * lasts / after < _STRAYS
+    return ratio(1.0, lasts) + (", by pairs of passes" if strays else "")
 
 
 def bars(layers: Sequence[Mapping[str, Any]], symbol: str = "#", width: int = 30) -> str:

@@ -163,7 +163,7 @@ class GroupBuilder:
         return tuple(
             Group(
                 name=names[g],
-                kind=kinds.get(g) or self._kind(slices[g]),
+                kind=self._kind(slices[g], kinds.get(g)),
                 size=int(sizes[g]),
                 slices=tuple(slices[g]),
                 first=int(firsts[g]),
@@ -209,7 +209,11 @@ class GroupBuilder:
                         found[group] = cast(Kind, kind)
         return found
 
-    def _kind(self, parts: Sequence[Slice]) -> Kind:
+    def _kind(self, parts: Sequence[Slice], named: Kind | None) -> Kind:
+        if named == "head_dim" and all(part.role == "carrier" for part in parts):
+            return "position"  # no weight makes or reads it: attention sums over tokens that are learned
+        if named is not None:
+            return named
         producers = [part for part in parts if part.role == "producer"] or list(parts)
         if any(len(self._shapes[part.parameter]) > 2 for part in producers):
             return "channel"

@@ -19,7 +19,9 @@ from secateurs.graph.counts import CountCondition, CountConstraint, Mask, Rescal
 from secateurs.graph.settling import CountSystem
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
-Kind: TypeAlias = Literal["channel", "neuron", "embedding", "conv_group", "head", "head_dim", "branch"]
+Kind: TypeAlias = Literal[
+    "channel", "neuron", "embedding", "conv_group", "head", "head_dim", "branch", "position"
+]
 Indices: TypeAlias = npt.NDArray[np.int64]
 Removed: TypeAlias = Mapping[str, Sequence[int] | Indices]
 NO_UNIT = -1

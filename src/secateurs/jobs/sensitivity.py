@@ -36,7 +36,7 @@ class SensitivitySettings(SubjectSettings):
         ratios: Shares of a group's units that leave.
         images: Validation images to measure on; all if ``None``.
         rank_images: Training images to rank on, for a criterion that needs data; all if ``None``.
-        kinds: Kinds of groups to look at; every kind if ``None``.
+        kinds: Kinds of groups to look at; every kind but ``"position"`` if ``None``.
         skip: Glob patterns of groups to leave out.
     """
 

@@ -287,7 +287,7 @@ class PruneSettings(JobSettings):
 
     @property
     def cut_kinds(self) -> tuple[str, ...] | None:
-        """Kinds of groups that may be cut; ``None`` for every kind."""
+        """Kinds of groups that may be cut; ``None`` for every kind but ``"position"``."""
         return ("channel",) if self.kinds is None and self.remove is not None else self.kinds
 
     def resolved(self) -> Self:

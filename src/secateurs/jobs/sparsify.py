@@ -41,7 +41,7 @@ class SparsifySettings(JobSettings):
         method: The name of a method of training for sparsity.
         options: What the method takes: ``{"strength": 1e-4}``, ``{"rate": 0.4}``; its usual values if empty.
         data: Another folder of images; those that the model was trained on if ``None``.
-        kinds: Kinds of groups to act on; every kind if ``None``.
+        kinds: Kinds of groups to act on; every kind but ``"position"`` if ``None``.
         skip: Glob patterns of groups to leave alone.
 
     Example:

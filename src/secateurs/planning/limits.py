@@ -101,7 +101,9 @@ class Limits:
 def candidates(
     graph: Graph, *, kinds: Collection[str] | None = None, skip: Sequence[str] = ()
 ) -> list[Group]:
-    """The groups that a plan may cut.
+    """The groups that a plan may cut: those of some kinds, or all but positions.
+
+    A position is a token of a sequence and no filter, so it leaves only where it is asked for.
 
     Raises:
         PlanError: None is left.
@@ -109,17 +111,20 @@ def candidates(
     chosen = [
         group
         for group in graph.groups
-        if (kinds is None or group.kind in kinds) and not matching(group.name, skip)
+        if (group.kind != "position" if kinds is None else group.kind in kinds)
+        and not matching(group.name, skip)
     ]
     names = {group.name for group in chosen}
     if kinds is None:
         chosen = [group for group in chosen if not _yields(graph, group, names)]
     if not chosen:
-        have = sorted({group.kind for group in graph.groups})
+        have = {group.kind for group in graph.groups}
         raise PlanError(
             f"no group is left to cut: kinds={kinds}, skip={list(skip)}, "
-            f"the graph has {len(graph.groups)} groups of {have}",
-            fix="call secateurs inspect to see what is locked and why",
+            f"the graph has {len(graph.groups)} groups of {sorted(have)}",
+            fix="name positions in kinds if these learned tokens may leave"
+            if have == {"position"}
+            else "call secateurs inspect to see what is locked and why",
         )
     return chosen
 
@@ -187,6 +192,13 @@ def no_match(option: str, pattern: str, graph: Graph) -> PatternError:
                     fix=f"name {group.name!r}",
                 )
     names = [group.name for group in graph.groups]
+    out = {group.kind for group in graph.groups if fnmatch.fnmatchcase(group.name, pattern)}
+    if out:
+        return PatternError(
+            f"{option} {pattern!r} matches groups of kind {', '.join(map(repr, sorted(out)))} alone, "
+            "which are left out",
+            fix="name the kind in kinds, and none of them in skip",
+        )
     return PatternError(
         f"{option} {pattern!r} matches no group{nearest(pattern, names)}",
         fix="secateurs inspect lists the groups",
@@ -210,10 +222,15 @@ def _allocated(
     by_share: Mapping[str, float],
     least: Mapping[str, int],
 ) -> int:
+    if name not in groups and name in graph.by_name:
+        raise PlanError(
+            f"the allocation names {name!r} of kind {graph.by_name[name].kind!r}, which is left out",
+            fix="name the kind in kinds, and not the group in skip",
+        )
     if name not in groups:
         raise PlanError(
             f"the allocation names {name!r}, which is no group that may be cut{nearest(name, groups)}",
-            fix="name groups of the graph, and none that skip and kinds leave out",
+            fix="secateurs inspect lists the groups",
         )
     if name in by_share:
         raise PlanError(f"group {name!r} is given both a share and a number of units", fix="give one of them")

@@ -75,7 +75,7 @@ def plan(
         scope: One ranking over all groups, or one share for each.
         round_to: The number of units that a group keeps is a multiple of this (or all of them); heads and
             whole convolution groups are not rounded.
-        kinds: Kinds of groups to cut, such as ``{"channel"}``; every kind if None.
+        kinds: Kinds of groups to cut, such as ``{"channel"}``; every kind but ``"position"`` if None.
         skip: Glob patterns of group names to leave alone.
         shares: For glob patterns of group names the share of its units that such a group keeps, in (0, 1];
             the last pattern that matches counts.
