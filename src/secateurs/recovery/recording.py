@@ -22,6 +22,7 @@ from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.living import Living, storage_of
 from secateurs.recovery.readers import Reader, reader_of
 from secateurs.recovery.recurrence import RECURRENT, product_with_state
+from secateurs.recovery.spelled import MULTIPLIED
 from secateurs.recovery.steps import steps_of
 from secateurs.recovery.written_out import WrittenOut
 
@@ -92,6 +93,7 @@ class Recorder(TorchFunctionMode):
         self._tape = Tape()
         self._steps = WrittenOut()
         steps = self._steps if written_out else contextlib.nullcontext()
+        self._products: set[int] = set()  # by elements
         self._run = 0  # that which was numbered last, of those that are written out
         with torch.no_grad(), self, steps, self._watching(watched or {}):
             outputs = call_model(model, inputs)
@@ -142,9 +144,11 @@ class Recorder(TorchFunctionMode):
         return numbers.issuperset(self._users(parameter)) and numbers.issuperset(read)
 
     def _users(self, tensor: Tensor) -> list[int]:
+        """The calls that make use of it, without products that run as a part of the sum over them."""
         first, last = _span(tensor)
         found = self._uses.get(storage_of(tensor), ())
-        return [call for start, end, call in found if first <= end and start <= last]
+        calls = [call for start, end, call in found if first <= end and start <= last]
+        return [call for call in calls if call in self.read_by or call not in self._products]
 
     @contextlib.contextmanager
     def _watching(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -213,6 +217,8 @@ class Recorder(TorchFunctionMode):
             self._remember(number, reader)
             if self._steps.units:
                 self.units[number] = self._steps.units
+        if func in MULTIPLIED:
+            self._products.add(number)
         if func is product_with_state:
             self.of_states.add(number)
         for result in results:

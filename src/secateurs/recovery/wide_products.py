@@ -1,14 +1,15 @@
-"""Products with parameters of more than two dimensions, as the products with matrices that they are.
+"""Products of activations and parameters, as the products with matrices that they are.
 
 Attention is often written so: ``einsum("bnd,dhk->bnhk", x, query)`` is a linear layer to ``h k`` values, and
 ``einsum("bnhk,hkd->bnd", y, out)`` one from them. Experts have a matrix each: ``x @ w``, the same as
 ``einsum("ebi,eio->ebo", x, w)``, is a convolution with groups. Where the letters that both sides keep come
 first in the weight, and those that are summed over lie together, a reshaped view of it is the layer's weight.
+A vector is a layer's with one output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,29 +18,28 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import conv1d, conv_transpose1d, linear
-from torch.utils._pytree import tree_map_only
 
-from secateurs.graph.einsum import Letter, letters_of
+from secateurs.graph.einsum import Letter
+from secateurs.recovery.moments import WIDEST
+from secateurs.recovery.spelled import Product, Spelled
 
-_MATRICES = frozenset((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__))
-WITH_WIDE_WEIGHTS = _MATRICES | {torch.einsum}
+BILINEAR = frozenset((torch.bilinear,))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WideProduct:
-    """A call that multiplies an activation with a parameter of more than two dimensions.
+    """A call that multiplies an activation with a parameter, and is no layer as it stands.
 
     Args:
-        x: The activation.
-        weight: The parameter.
+        spelled: The call in letters.
+        x_shape: The shape of the activation, where it stands once for each matrix that reads it.
+        of_x: Its letters then.
         rest: The letters of the activation alone.
         shared: Those that both have and the result too, in their order in the weight.
         inner: Those that are summed over, in their order in the weight.
         own: Those of the weight alone.
-        of_x: Those of the activation, in their order.
-        result: Those of the result.
         inner_first: Whether the weight has its inner letters before its own.
-        strides: How the result lies in memory, which a `view` behind the call may rely on.
+        lengths: How long the dimension of each letter is.
 
     Example:
         >>> x, weight = torch.randn(2, 7, 5), Parameter(torch.randn(5, 3, 4))
@@ -52,50 +52,49 @@ class WideProduct:
         True
     """
 
-    x: Tensor
-    weight: Tensor
+    spelled: Spelled
+    x_shape: tuple[int, ...]
+    of_x: tuple[Letter, ...]
     rest: tuple[Letter, ...]
     shared: tuple[Letter, ...]
     inner: tuple[Letter, ...]
     own: tuple[Letter, ...]
-    of_x: tuple[Letter, ...]
-    result: tuple[Letter, ...]
     inner_first: bool
-    strides: tuple[int, ...]
+    lengths: Mapping[Letter, int]
 
     @classmethod
     def of(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WideProduct | None:
         """The product that a call is; None for any other.
 
         Args:
-            func: One of `WITH_WIDE_WEIGHTS`.
+            func: One of `SPELLED`.
             args: Its positional arguments.
             kwargs: Its arguments by name.
         """
-        is_einsum = func is torch.einsum
-        operands = args if not is_einsum else args[1] if len(args) == 2 else args[1:]
-        if kwargs or not isinstance(operands, (tuple, list)) or len(operands) != 2:
+        return cls._of(Spelled.of(func, args, kwargs))
+
+    @classmethod
+    def of_sum(cls, product: Product, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WideProduct | None:
+        """The product that a sum over products by elements is; see `Spelled.of_sum`."""
+        return cls._of(Spelled.of_sum(product, args, kwargs))
+
+    @classmethod
+    def _of(cls, spelled: Spelled | None) -> WideProduct | None:
+        if spelled is None:
             return None
-        wide = [isinstance(each, Parameter) and each.dim() > 2 for each in operands]
-        if sum(wide) != 1 or not all(isinstance(each, Tensor) for each in operands):
-            return None
-        read = letters_of(args) if is_einsum else _letters_of_matrices(*operands)
-        if read is None:
-            return None
-        place = wide.index(True)
-        of_weight, of_x, result = read[0][place], read[0][1 - place], read[1]
-        x, weight = operands[1 - place], operands[place]
-        x, of_x = _for_each(x, of_x, weight, of_weight, result)
+        of_weight, result = tuple(spelled.of_weight), spelled.result
+        x_shape, of_x = _for_each(spelled)
         both = [letter for letter in of_weight if letter in of_x]
         shared, inner = (tuple(each for each in both if (each in result) == kept) for kept in (True, False))
         own = tuple(letter for letter in of_weight if letter not in both)
         rest = tuple(letter for letter in of_x if letter not in both)
-        orders = (*shared, *inner, *own), (*shared, *own, *inner)
-        if not (inner and own) or {*result} != {*rest, *shared, *own} or of_weight not in orders:
+        orders = (*shared, *own, *inner), (*shared, *inner, *own)
+        if not inner or {*result} != {*rest, *shared, *own} or of_weight not in orders:
             return None
+        lengths = dict(zip(of_x, x_shape, strict=True)) | dict(spelled.of_weight)
         return cls(
-            x=x, weight=weight, rest=rest, shared=shared, inner=inner, own=own, of_x=of_x, result=result,
-            inner_first=of_weight == orders[0], strides=_strides_of(func, args),
+            spelled=spelled, x_shape=x_shape, of_x=of_x, rest=rest, shared=shared, inner=inner, own=own,
+            inner_first=of_weight != orders[0], lengths=lengths,
         )  # fmt: skip
 
     @property
@@ -105,82 +104,85 @@ class WideProduct:
         For each of its dimensions that is summed over its length, and how far apart two indices are.
         """
         found, apart = {}, 1
+        of_given = self.spelled.operand or self.of_x
         for letter in reversed(self.inner):
-            dim = self.of_x.index(letter)
-            found[dim] = (self.x.shape[dim], apart)
-            apart *= self.x.shape[dim]
+            found[of_given.index(letter)] = (self.lengths[letter], apart)
+            apart *= self.lengths[letter]
         return found
 
     def run(self) -> Tensor:
         """What the call gives, by a product with a matrix, or by a convolution with groups."""
+        x = self.spelled.x.squeeze(self.spelled.dropped) if self.spelled.dropped else self.spelled.x
+        x = x[..., None] if x.dim() < len(self.x_shape) else x
+        x = x.expand(self.x_shape) if tuple(x.shape) != self.x_shape else x
         order = (*self.rest, *self.shared, *self.inner)
-        x = self.x.permute([self.of_x.index(letter) for letter in order]).flatten(len(self.rest))
-        groups, sides = self._lengths(self.shared), (self._lengths(self.own), self._lengths(self.inner))
-        first, second = (prod(each) for each in (sides[::-1] if self.inner_first else sides))
+        x = x.permute([self.of_x.index(letter) for letter in order]).flatten(len(self.rest))
+        groups, own, inner = (self._lengths(each) for each in (self.shared, self.own, self.inner))
+        first, second = (prod(each) for each in ((inner, own) if self.inner_first else (own, inner)))
         if self.shared:
-            weight = self.weight.view(prod(groups) * first, second, 1)
+            weight = self.spelled.weight.view(prod(groups) * first, second, 1)
             convolve = conv_transpose1d if self.inner_first else conv1d
             wide = x.reshape(-1, x.shape[-1], 1)
             given = convolve(wide, weight, groups=prod(groups)).reshape(*x.shape[:-1], -1)
         else:
-            weight = self.weight.view(first, second)
+            weight = self.spelled.weight.view(first, second)
             given = x @ weight if self.inner_first else linear(x, weight)
-        letters = (*self.rest, *self.shared, *self.own)
-        apart = given.unflatten(-1, (*groups, *sides[0]))
-        result: Tensor = apart.permute([letters.index(letter) for letter in self.result])
-        return result if result.stride() == self.strides else _laid_out(result, self.strides)
+        letters, lengths = (*self.rest, *self.shared, *self.own), (*groups, *own)
+        apart = given.unflatten(-1, lengths) if lengths else given.squeeze(-1)
+        result = apart.permute([letters.index(letter) for letter in self.spelled.result])
+        return self._laid_out(result)
 
     def _lengths(self, letters: Sequence[Letter]) -> list[int]:
-        """Those of some dimensions of the weight."""
-        sides = (self.inner, self.own) if self.inner_first else (self.own, self.inner)
-        of_weight = (*self.shared, *sides[0], *sides[1])
-        return [self.weight.shape[of_weight.index(letter)] for letter in letters]
+        return [self.lengths[letter] for letter in letters]
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """The result in the shape that the call gives, its dimensions in the same order in memory."""
+        shape, strides = self.spelled.shape, self.spelled.strides
+        x = x.reshape(shape) if tuple(x.shape) != shape else x
+        if all(one == other for one, other, size in zip(x.stride(), strides, shape, strict=True) if size > 1):
+            return x
+        order = sorted(range(x.dim()), key=lambda dim: -strides[dim])
+        back = [order.index(dim) for dim in range(x.dim())]
+        return x.permute(order).contiguous().permute(back)
 
 
-def _strides_of(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
-    """Those of what a call gives, found without computing it."""
-    empty = tree_map_only(
-        Tensor, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"), args
-    )
-    strides: tuple[int, ...] = func(*empty).stride()
-    return strides
-
-
-def _laid_out(x: Tensor, strides: Sequence[int]) -> Tensor:
-    """The same values with their dimensions in the order in memory that strides tell."""
-    order = sorted(range(x.dim()), key=lambda dim: -strides[dim])
-    back = [order.index(dim) for dim in range(x.dim())]
-    return x.permute(order).contiguous().permute(back)
-
-
-def _for_each(
-    x: Tensor,
-    of_x: tuple[Letter, ...],
-    weight: Tensor,
-    of_weight: tuple[Letter, ...],
-    result: tuple[Letter, ...],
-) -> tuple[Tensor, tuple[Letter, ...]]:
-    """The activation once for each of the matrices that a weight holds, where all of them read the same."""
-    inner = [letter in of_x and letter not in result for letter in of_weight]
+def _for_each(spelled: Spelled) -> tuple[tuple[int, ...], tuple[Letter, ...]]:
+    """The shape and the letters of an activation once for each of the matrices that read the same of it."""
+    of_x, of_weight, shape = spelled.of_x, spelled.of_weight, spelled.x_shape
+    inner = [letter in of_x and letter not in spelled.result for letter in of_weight]
     first = inner.index(True) if True in inner else 0
-    for letter, size in zip(of_weight[:first], weight.shape, strict=False):
+    for letter, length in list(of_weight.items())[:first]:
         if letter in of_x:
-            lengths = [size if each == letter else length for each, length in zip(of_x, x.shape, strict=True)]
-            x = x.expand(lengths)
+            place = of_x.index(letter)
+            shape = (*shape[:place], length, *shape[place + 1 :])
         elif not inner[-1]:  # else these are rows of one matrix
-            x, of_x = x[..., None].expand(*x.shape, size), (*of_x, letter)
-    return x, of_x
+            shape, of_x = (*shape, length), (*of_x, letter)
+    return shape, of_x
 
 
-def _letters_of_matrices(
-    one: Tensor, other: Tensor
-) -> tuple[list[tuple[Letter, ...]], tuple[Letter, ...]] | None:
-    """The letters of a product of batches of matrices; None where the second has one for several."""
-    if min(one.dim(), other.dim()) < 2:
+def bilinear_steps(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Tensor] | None:
+    """What runs ``torch.bilinear``: a linear layer that reads all products of two activations' values.
+
+    None where these are more than equations are made of.
+
+    Args:
+        args: The positional arguments of the call.
+        kwargs: Its arguments by name.
+
+    Example:
+        >>> layer, one, other = torch.nn.Bilinear(3, 4, 2), torch.randn(5, 3), torch.randn(5, 4)
+        >>> run = bilinear_steps((one, other, layer.weight, layer.bias), {})
+        >>> torch.allclose(run(), layer(one, other), atol=1e-6)
+        True
+    """
+    if kwargs or len(args) not in (3, 4) or not isinstance(args[2], Parameter):
         return None
-    batches = [range(each.dim() - 3, -1, -1) for each in (one, other)]  # counted from the right
-    lengths = zip(reversed(one.shape[:-2]), reversed(other.shape[:-2]), strict=False)
-    if any(length not in (1, size) for length, size in lengths):
+    one, other, weight, bias = (*args, None)[:4]
+    if isinstance(one, Parameter) or isinstance(other, Parameter) or weight[0].numel() > WIDEST:
         return None
-    whole = max(batches, key=len)
-    return [(*batches[0], "n", "k"), (*batches[1], "k", "m")], (*whole, "n", "m")
+
+    def run() -> Tensor:
+        products = (one[..., None] * other[..., None, :]).flatten(-2)
+        return linear(products, weight.view(len(weight), -1), bias)
+
+    return run
