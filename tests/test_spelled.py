@@ -154,3 +154,9 @@ def test_sums_that_are_no_products_of_an_activation_and_a_parameter() -> None:
     assert product is not None and product.x is x and product.weight is weight
     assert WideProduct.of_sum(product, (x * weight, 0), {}) is None  # over what the parameter has not
     assert Spelled.of(torch.tensordot, (x, weight), {"dims": "no"}) is None
+
+
+def test_where_no_weight_reads_what_left_the_repair_says_so() -> None:
+    done, cut, after = repaired(Net(lambda a, w: (a - w).abs().sum(-1), [(12,)]).eval(), torch.randn(60, 5))
+    assert not done.layers and not done.left and cut == after
+    assert str(done).endswith("no weights behind the cut read what left")

@@ -86,6 +86,8 @@ class Repair:
             name, reason = next(iter(self.left.items()))
             more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
             text += f"; left are {name!r}{more}: {reason}"
+        elif not self.layers and self.how != "batch-norm":
+            text += "; no weights behind the cut read what left"
         return text
 
 
