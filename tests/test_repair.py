@@ -558,6 +558,19 @@ def test_hooks_of_the_user_run_and_make_no_difference(how: str) -> None:
     assert all(map(torch.equal, expected.state_dict().values(), small.state_dict().values()))
 
 
+def test_of_values_that_are_constant_no_more_than_all_is_missed() -> None:
+    """One position has no variance, but for rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
+    one = torch.randn(1, 4)
+    graph = secateurs.trace(model, one)
+    plan = secateurs.Plan.of(graph, {"0": [0, 3, 5]})
+    small = secateurs.apply(model, plan)
+    done = repair(model, small, plan, [one])
+    shares = [(float(each.before or 0), float(each.after or 0)) for each in done.layers]
+    assert shares[0][0] > 0.01 and all(0 <= after <= before <= 1 for before, after in shares)
+
+
 def test_a_network_without_batch_norm_is_left_alone() -> None:
     model, small, plan, inputs = prepared("linear")
     before = [tensor.clone() for tensor in small.state_dict().values()]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _RIDGE = 1e-3
+_ROUNDING = 1e-12  # of mean squares, below which a variance is none
 _AT_ONCE = 1 << 22  # values that are copied from what layers read, 16 MiB, and twice that in float64
 
 
@@ -154,7 +155,8 @@ class Solution:
     Args:
         weights: ``V``, one ``(G, C, K)`` for each layer.
         bias: ``c``, ``(C,)``.
-        before: Share of the variance of the original's values that the smaller network missed.
+        before: Share of the variance of the original's values that the smaller network missed; of constant
+            ones, of their mean square and the error's together.
         after: The same with the solution.
         parameters: For the layers whose weights are computed, by number, what they are computed from.
     """
@@ -271,7 +273,9 @@ class Equations:
             bias = self.missing.constants(weights)
         power = (self._values.squares / self._values.count).view(2, -1)
         spread = power[0] - (self._values.targets / self._values.count).view(2, -1)[0].square()
-        whole = max(float(spread.sum()), 1e-30)
+        whole, most = float(spread.sum()), float(power.sum())
+        if whole <= _ROUNDING * most:  # values that are constant have no variance to miss
+            whole = most or 1.0
         before = float(power[1].sum()) / whole
         after = float(self.missing.error(weights, bias).sum()) / whole
         return Solution(
