@@ -74,7 +74,7 @@ class CountedTokens(Toy):
     """Learned tokens stand beside the positions; a table of whole numbers says how far each is from which."""
 
     PIXELS = (PLACES, 6)
-    GROUPS = (units("tokens", 4, "", "", "tokens:0 distances:1", kind="head_dim", mixed=True),)
+    GROUPS = (units("tokens", 4, "", "", "tokens:0 distances:1", kind="position", mixed=True),)
     MACS = PLACES * 9 * 6 * 2 + PLACES * 6 * 4
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ import secateurs
 from secateurs import LatencyModel
 from secateurs.graph.cost import kept_lengths
 from secateurs.measure.calls import PassTime
+from secateurs.measure.latency import Latency
 from secateurs.planning.latency import CallTime, products
 
 BLOCK = 16
@@ -32,18 +33,24 @@ def known_machine(monkeypatch: pytest.MonkeyPatch, block: int = BLOCK) -> None:
     """Let all that is timed take what the rule says."""
 
     def timed(models: Sequence[nn.Module], inputs: Tensor, **_: Any) -> list[PassTime]:
-        return [PassTime(_ms(model, inputs, block), REST) for model in models]
+        return [PassTime(ms_of(model, inputs, block), REST) for model in models]
 
     def share(model: nn.Module, smaller: nn.Module, inputs: Tensor, **_: Any) -> float:
-        whole, part = (_ms(each, inputs, block).sum() + REST for each in (model, smaller))
+        whole, part = (ms_of(each, inputs, block).sum() + REST for each in (model, smaller))
         return float(part / whole)
 
     monkeypatch.setattr("secateurs.timing.call_ms", timed)
+
+    def alone(model: nn.Module, inputs: Tensor, **_: Any) -> Latency:
+        ms = float(ms_of(model, inputs, block).sum() + REST)
+        return Latency(median_ms=ms, p10_ms=ms, p90_ms=ms, share=1.0, repeats=1, threads=1, device="cpu")
+
     for place in ("secateurs.pruning", "secateurs.jobs.prune", "secateurs.jobs.cuts"):
         monkeypatch.setattr(f"{place}.latency_share", share)
+        monkeypatch.setattr(f"{place}.latency_ms", alone)
 
 
-def _ms(model: nn.Module, inputs: Tensor, block: int) -> Any:
+def ms_of(model: nn.Module, inputs: Tensor, block: int) -> Any:
     graph = secateurs.trace(model, inputs)
     lengths = kept_lengths(graph.work.lengths, graph.mask({}))
     return np.array(

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import secateurs
-from machines import known_machine
+from machines import REST, known_machine, ms_of
 from secateurs.errors import BudgetError, DataError, RunError, SecateursError, TrainingError, VerifyError
 from secateurs.jobs import DataSettings, PruneSettings, TrainSettings, prune_job, train_job
 from secateurs.measure.size import macs, parameters
@@ -179,6 +179,43 @@ def test_every_target_is_met(trained: Path, tmp_path: Path, target: str) -> None
     assert metrics["after"][target] <= 0.5 * metrics["before"][target]
 
 
+@pytest.mark.parametrize("target", ["params", "bytes", "macs"])
+def test_what_there_may_be_at_most_is_met(trained: Path, tmp_path: Path, target: str) -> None:
+    before = Run(trained).metrics()["after"]
+    key = "file_bytes" if target == "bytes" else target
+    limit = round(0.6 * before[key])
+    result = prune_job(pruning(trained, target=(target, limit)), tmp_path / "pruned")
+    assert 0.4 * limit < result.metrics["after"][key] <= limit
+    assert Run(result.path).config["settings"]["target"] == [target, limit]  # as it was asked for
+    with pytest.raises(
+        BudgetError, match=f"{target}=90,000,000 at most, where the model has .* nothing to cut"
+    ):
+        prune_job(pruning(trained, target=(target, 9e7)), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_that_its_header_alone_fills_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="are the file's header"):
+        prune_job(pruning(trained, target=("bytes", 100)), tmp_path / "pruned")
+
+
+def test_milliseconds_are_met_and_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_machine(monkeypatch, block=1)
+    model = load(trained)
+    whole = float(ms_of(model, torch.zeros(1, 3, 16, 16), 1).sum() + REST)
+    settings = pruning(trained, target=("latency_ms", 0.8 * whole))
+    result = prune_job(settings, tmp_path / "pruned")
+    assert (
+        0.8 * 0.9 <= [row["latency_share"] for row in result.iterations if row["removed"]][-1] <= 0.8 * 1.02
+    )
+    with pytest.raises(BudgetError, match=r"latency=0\.1 is out of reach"):
+        prune_job(pruning(trained, target=("latency_ms", 0.1 * whole)), tmp_path / "far")
+    with pytest.raises(BudgetError, match="leaves nothing to cut"):
+        prune_job(pruning(trained, target=("latency_ms", 2 * whole)), tmp_path / "none")
+
+
 def test_a_target_in_time_is_measured_and_resumed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,8 +330,8 @@ def test_refusals(trained: Path, images: Path, tmp_path: Path) -> None:
         prune_job(pruning(trained, normalization="men"), tmp_path / "pruned")
     with pytest.raises(SecateursError, match=r"skip 'features\.9' matches no group; did you mean 'features"):
         prune_job(pruning(trained, skip=("features.9",)), tmp_path / "pruned")
-    with pytest.raises(BudgetError, match="got macs=50"):
-        pruning(trained, target=("macs", 50.0))
+    with pytest.raises(BudgetError, match="got units=50"):
+        pruning(trained, target=("units", 50.0))
     with pytest.raises(BudgetError, match="iterations >= 1"):
         pruning(trained, iterations=0)
     with pytest.raises(SecateursError, match="unknown repair 'reconstuct'; did you mean 'reconstruct'"):

@@ -17,14 +17,13 @@ from torch import nn
 import secateurs
 from machines import BLOCK, MAC, known_machine, known_times
 from models import TOYS, build
-from secateurs import Budget, Plan
+from secateurs import AtMost, Budget, Plan
 from secateurs.aiming import Trial, aim
 from secateurs.errors import BudgetError
 from secateurs.graph.cost import kept_lengths
 from secateurs.measure.calls import call_ms
 from secateurs.planning.allocation import product_savings
 from secateurs.planning.latency import products
-from secateurs.planning.limits import candidates
 from toy import Toy
 
 
@@ -51,7 +50,8 @@ IMAGE = torch.zeros(2, 3, 8, 8)
 def halved(graph: secateurs.Graph) -> Plan:
     """About half of the units of each group that may be cut at once."""
     scores = {group.name: torch.arange(group.size).float() for group in graph.groups}
-    return secateurs.plan(graph, scores, Budget(units=0.5), scope="local")
+    kinds = {"position"} if {group.kind for group in graph.groups} == {"position"} else None
+    return secateurs.plan(graph, scores, Budget(units=0.5), scope="local", kinds=kinds)
 
 
 def per_call(graph: secateurs.Graph, gone: Any) -> list[tuple[str, float, float]]:
@@ -64,7 +64,7 @@ def test_work_after_a_cut_is_that_of_the_smaller_network() -> None:
     for toy in TOYS:
         model = build(toy)
         graph = secateurs.trace(model, model.example())
-        if not candidates(graph):
+        if not graph.groups:
             continue
         plan = halved(graph)
         small = secateurs.trace(secateurs.apply(model, plan), model.example())
@@ -151,6 +151,20 @@ def test_a_budget_in_time_is_met_in_whole_blocks(scope: Any, share: float) -> No
     assert Plan.from_json(plan.to_json()) == plan
     larger = secateurs.plan(graph, scores, Budget(latency=min(share + 0.2, 1)), scope=scope, latency=times)
     assert len(larger) <= len(plan)
+
+
+def test_milliseconds_are_met_by_the_forecast_or_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Wide().eval()
+    graph = secateurs.trace(model, IMAGE)
+    times, scores = known_times(graph), {group.name: torch.rand(group.size) for group in graph.groups}
+    limit = AtMost(latency_ms=0.7 * times.ms())
+    plan = secateurs.plan(graph, scores, limit, latency=times)
+    assert times.ms({cut.name: cut.removed for cut in plan.groups}) <= 0.7 * times.ms()
+    with pytest.raises(BudgetError, match="needs a latency model"):
+        secateurs.plan(graph, scores, limit)
+    known_machine(monkeypatch)
+    (step,) = secateurs.prune_steps(model, IMAGE, criterion="l2", budget=limit)
+    assert 0.6 <= step.plan.source["latency"]["measured"] <= 0.7 * 1.02
 
 
 def test_blocks_and_a_multiple_that_is_asked_for_are_both_kept() -> None:

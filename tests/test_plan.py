@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import models
 import secateurs
 from models import TOYS, build
-from secateurs import Budget, Graph, Plan, Remove
+from secateurs import AtMost, Budget, Graph, Plan, Remove
 from secateurs.errors import ApplyError, BudgetError, PlanError
 from toy import Toy
 
@@ -176,6 +176,40 @@ def test_a_negative_number_of_units_is_refused() -> None:
 
 
 # -- constraints ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["params", "macs", "bytes"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_what_there_may_be_at_most_is_met(name: str, scope: Any) -> None:
+    _, graph, scores = prepared(models.PlainVgg)
+    whole = getattr(graph.cost(), name)
+    limit = round(0.55 * whole)
+    plan = secateurs.plan(graph, scores, AtMost(**{name: limit}), scope=scope)
+    assert 0.3 * limit < getattr(plan.after, name) <= limit
+    assert removed(plan) == removed(
+        secateurs.plan(graph, scores, Budget(**{name: limit / whole}), scope=scope)
+    )
+    assert plan.source["at_most"] == {name: limit} and Plan.from_json(plan.to_json()) == plan
+    assert not len(secateurs.plan(graph, scores, AtMost(**{name: whole}), scope=scope))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "a limit is on exactly one of params, macs, bytes, latency_ms"),
+        ({"macs": 3e8, "params": 1e6}, "exactly one"),
+        ({"bytes": 0}, "bytes > 0 must hold, got bytes=0"),
+        ({"latency_ms": float("nan")}, "latency_ms > 0 must hold"),
+    ],
+)
+def test_limits_that_are_none_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        AtMost(**arguments)
+
+
+def test_a_share_above_one_is_told_how_a_number_is_written() -> None:
+    with pytest.raises(BudgetError, match=r"AtMost\(latency_ms=20\) for a number"):
+        Budget(latency=20)
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from secateurs.judging import Comparison, Oracle, compare, oracle
     from secateurs.lowered import Lowered, lowering
     from secateurs.oneshot import prune
-    from secateurs.planning import Budget, LatencyModel, Plan, Remove, plan
+    from secateurs.planning import AtMost, Budget, LatencyModel, Plan, Remove, plan
     from secateurs.pruning import Step, prune_steps
     from secateurs.runs import load
     from secateurs.sampling import Particles, particle_filter
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AtMost",
     "Budget",
     "Comparison",
     "Cost",
@@ -70,7 +71,7 @@ _HOMES = {
     "judging": ("Comparison", "Oracle", "compare", "oracle"),
     "lowered": ("Lowered", "lowering"),
     "oneshot": ("prune",),
-    "planning": ("Budget", "LatencyModel", "Plan", "Remove", "plan"),
+    "planning": ("AtMost", "Budget", "LatencyModel", "Plan", "Remove", "plan"),
     "pruning": ("Step", "prune_steps"),
     "runs": ("load",),
     "sampling": ("Particles", "particle_filter"),

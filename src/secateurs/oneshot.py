@@ -14,7 +14,7 @@ from secateurs.criteria.consumers import unrankable
 from secateurs.errors import BudgetError, ScoreError, TraceError, some
 from secateurs.graph import Inputs, trace
 from secateurs.graph.running import device_of
-from secateurs.planning.budgets import Budget
+from secateurs.planning.budgets import AtMost, Budget
 from secateurs.planning.limits import Least
 from secateurs.pruning import Step, prune_steps
 from secateurs.recovery.batches import examples_in
@@ -25,7 +25,7 @@ _SHOWN = 2  # examples of the first batch that the model is traced and proved wi
 def prune(
     model: nn.Module,
     data: Iterable[Any],
-    budget: Budget | None = None,
+    budget: Budget | AtMost | None = None,
     *,
     inputs: Inputs | None = None,
     images: int = 2000,
@@ -47,7 +47,8 @@ def prune(
         model: The model; it is not changed.
         data: Batches of what the model was trained on, without augmentation: inputs, or pairs of inputs and
             targets, which are not read. Their first dimension counts examples.
-        budget: What remains, in MACs, parameters, bytes, units or latency; None where `shares` say it.
+        budget: What remains, in MACs, parameters, bytes, units or latency: a share, or with `AtMost` a
+            number; None where `shares` say it.
         inputs: Example inputs that the model is traced, proved and timed with; the first two examples of the
             first batch if None.
         images: Examples to rank and repair on: batches are taken until there are as many, and kept meanwhile.

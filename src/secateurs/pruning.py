@@ -17,8 +17,8 @@ from secateurs.criteria.protocol import Scores, resolve
 from secateurs.criteria.scoring import AnyCriterion, score
 from secateurs.errors import BudgetError, TrainingError, UnknownNameError
 from secateurs.graph import Graph, Inputs, trace
-from secateurs.measure import latency_share
-from secateurs.planning.budgets import Budget, Remove, nothing_said
+from secateurs.measure import latency_ms, latency_share
+from secateurs.planning.budgets import AtMost, Budget, Remove, nothing_said
 from secateurs.planning.families import Scope
 from secateurs.planning.limits import Least, Limits, candidates, still_there
 from secateurs.planning.plan import Plan
@@ -63,7 +63,7 @@ def prune_steps(
     inputs: Inputs,
     *,
     criterion: AnyCriterion = "taylor",
-    budget: Budget | Remove | None = None,
+    budget: Budget | AtMost | Remove | None = None,
     steps: int = 1,
     data: Iterable[Any] | None = None,
     loss_fn: LossFunction | None = None,
@@ -89,9 +89,10 @@ def prune_steps(
         inputs: Example inputs, with real values for the verification.
         criterion: How units are ranked; ranked anew in every step.
         budget: A `Budget` is what remains of the *first* model after the last step, and the steps in between
-            follow `pace`; a `Remove` is the number of units that leave in *each* step. None where
-            `shares` or `allocation` say it. For a budget in latency every step times some cuts, fits a
-            `LatencyModel` to them, and cuts again until the share that is *measured* here is met.
+            follow `pace`; an `AtMost` is the same in numbers, of a time as it is measured here; a `Remove` is
+            the number of units that leave in *each* step. None where `shares` or `allocation` say it. For a
+            budget in latency every step times some cuts, fits a `LatencyModel` to them, and cuts again until
+            the share that is *measured* here is met.
         steps: Number of steps.
         data: Batches for criteria that need data.
         loss_fn: Loss for criteria that need data.
@@ -155,6 +156,8 @@ def prune_steps(
         graph, shares=shares, min_units=min_units, allocation=allocation, kinds=kinds, skip=skip
     )
     whole = Amounts.of(graph, kinds=kinds, skip=skip)
+    if isinstance(budget, AtMost):
+        budget = budget.of(_amount(budget, whole, model, inputs if timed_on is None else timed_on))
     now = whole
     for number in range(1, steps + 1):
         scores, errors = _scored(current, graph, criterion, curves, data, loss_fn, normalization)
@@ -210,6 +213,13 @@ def prune_steps(
         if number < steps:
             graph = trace(current, inputs)
             now = Amounts.of(graph, kinds=kinds, skip=skip, units=now.units - len(decided))
+
+
+def _amount(limit: AtMost, whole: Amounts, model: nn.Module, timed: Inputs) -> float:
+    """How much a model has of what is limited; a time is measured."""
+    if limit.latency_ms is None:
+        return float(getattr(whole, limit.limited))
+    return latency_ms(model, timed, repeats=None).median_ms
 
 
 def _aimed(

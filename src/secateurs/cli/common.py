@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
     from secateurs.recovery import Recipe
 
+_NUMBERS = {"k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {
+    **{"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9},
+    **{"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
+}
+_TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 FAILED, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
 _OF_THE_USER = (DataError, ModelError, PatternError, RunError, UnknownNameError)
 
@@ -215,8 +222,40 @@ def check_trains(options: Mapping[str, Any], epochs: int, fix: str) -> None:
             raise TrainingError(f"{name}={options[name]:g} has no effect: nothing is trained", fix=fix)
 
 
-def parse_target(text: str | None, example: str = "--target macs=0.3") -> tuple[str, float] | None:
-    """``"macs=0.3"`` as a name and a number.
+def parse_target(text: str | None) -> tuple[str, float] | None:
+    """``"macs=0.3"`` as a name and a number; a number with a unit, as ``"bytes=4MB"``, is no share.
+
+    Milliseconds and seconds are ``"latency_ms"``.
+
+    Raises:
+        BudgetError: It is not of that form.
+
+    Example:
+        >>> parse_target("bytes=1.5MB"), parse_target("macs=300M"), parse_target("latency=20ms")
+        (('bytes', 1500000.0), ('macs', 300000000.0), ('latency_ms', 20.0))
+    """
+    name, _, value = (text or "").partition("=")
+    found = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([a-zA-Z]+)", value.strip())
+    if found is None:
+        share = parse_setting(text, "--target macs=0.3")
+        if share is not None and share[1] > 1:
+            raise BudgetError(
+                f"--target is a share in (0, 1], or a number with its unit; got {name}={share[1]:g}",
+                fix="--target macs=0.3, --target bytes=4MB, or --target latency=20ms",
+            )
+        return share
+    unit = found[2]
+    scales = _TIMES if name == "latency" else _BYTES | _NUMBERS if name == "bytes" else _NUMBERS
+    if unit not in scales:
+        raise BudgetError(
+            f"--target {text}: {unit!r} is no unit of {name}", fix=f"use one of: {', '.join(scales)}"
+        )
+    _, number = parse_setting(f"{name}={found[1]}", "--target macs=0.3") or (name, 0.0)
+    return ("latency_ms" if name == "latency" else name), number * scales[unit]
+
+
+def parse_setting(text: str | None, example: str) -> tuple[str, float] | None:
+    """``"accuracy-drop=0.01"`` as a name and a number.
 
     Raises:
         BudgetError: It is not of that form.

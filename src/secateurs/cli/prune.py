@@ -19,7 +19,8 @@ def prune(
         str | None,
         typer.Option(
             help="What remains at the end: macs=0.3, params=0.3, bytes=0.3, units=0.3, or latency=0.5, the "
-            "time of an image as it is measured on this machine."
+            "time of an image as it is measured on this machine. Or what there may be at most: macs=300M, "
+            "params=2M, bytes=4MB (of the file), latency=20ms."
         ),
     ] = None,
     iterations: Annotated[
@@ -157,6 +158,12 @@ def prune(
 
     [bold]secateurs prune runs/train-vgg16 --target latency=0.5[/bold]
 
+    Into four megabytes, or into twenty milliseconds:
+
+    [bold]secateurs prune runs/train-vgg16 --target bytes=4MB[/bold]
+
+    [bold]secateurs prune runs/train-vgg16 --target latency=20ms[/bold]
+
     With an epoch after the cut in which the unpruned network teaches; or in three rounds of this:
 
     [bold]secateurs prune runs/train-vgg16 --target macs=0.3 --finetune-epochs 1 --distill 0.7[/bold]
@@ -210,7 +217,7 @@ def prune(
             normalization=normalization,
             rank_images=rank_images,
             pace=pace,
-            until=common.parse_target(until, "--until accuracy-drop=0.01"),
+            until=common.parse_setting(until, "--until accuracy-drop=0.01"),
             repair=repair,
             repair_images=repair_images,
             final_epochs=final_epochs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from secateurs.criteria.scoring import AnyCriterion
 from secateurs.errors import BudgetError, PlanError, UnknownNameError, some
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
-from secateurs.measure import latency_share
+from secateurs.measure import file_bytes, latency_ms, latency_share
 from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.limits import Limits, candidates, matching, still_there
 from secateurs.planning.particles import FilterSettings
@@ -88,6 +88,8 @@ def settled(
         PlanError: No group is of the kinds that are to be cut.
     """
     asked = settings.for_images(are_labelled=are_labelled)
+    cost = graph.cost()
+    asked = asked.aimed(asdict(cost), header=file_bytes(model) - cost.bytes)
     try:
         spared = sparing(asked, graph, model, images)
         limits = check_reach(spared, graph)
@@ -126,6 +128,8 @@ def check_latency(
     Raises:
         BudgetError: It is out of reach; the message says how far one can go.
     """
+    if settings.limit is not None:
+        settings = settings.aimed({"latency_ms": latency_ms(model, image, repeats=None).median_ms})
     quantity, share = settings.target or ("", 1.0)
     if quantity != "latency":
         return
@@ -166,7 +170,7 @@ def _whole_budget(settings: PruneSettings) -> Budget | Remove | None:
     if settings.target is None:
         return None
     quantity, share = settings.target
-    return None if quantity == "latency" else Budget(**{quantity: share})
+    return None if quantity.startswith("latency") else Budget(**{quantity: share})
 
 
 def criterion_for(settings: PruneSettings, stage: int) -> str | Criterion:

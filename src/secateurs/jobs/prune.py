@@ -29,7 +29,7 @@ from secateurs.jobs.workplace import (
     open_run,
     threads,
 )
-from secateurs.measure import latency_share
+from secateurs.measure import latency_ms, latency_share
 from secateurs.planning import Plan
 from secateurs.planning.limits import Limits
 from secateurs.progress import Event, Observer, State, derive_seed, ignore
@@ -81,6 +81,7 @@ def prune_job(
         model = origin.model()
         source = images_for(origin, data, model, settings)
         graph = trace(model, torch.zeros(1, *source.input_size))
+        asked = settings
         settings, limits, notes = settled(
             settings, graph, model, first_images(source), are_labelled=source.is_labelled
         )
@@ -89,7 +90,7 @@ def prune_job(
             "architecture": origin.config.get("architecture"),
             "data": asdict(data),
             "class_names": list(source.class_names),
-            "settings": settings.to_dict(),
+            "settings": replace(settings, target=asked.target).to_dict(),
         }
         if not resume:
             check_latency(settings, graph, limits, model.to(device()), first_images(source, 1).to(device()))
@@ -120,6 +121,8 @@ class _Pruning:
     def run(self, notes: list[str]) -> None:
         """All that is not done yet, after there is told what there is to tell."""
         self._begin(notes)
+        if "whole_ms" in self.facts:
+            self.settings = self.settings.aimed({"latency_ms": self.facts["whole_ms"]})
         for stage in range(max(self.facts["stage"], 1), self.final):
             if stage > self.facts["stage"]:
                 self._cut(stage)
@@ -147,6 +150,9 @@ class _Pruning:
             whole = amounts_of(graph, settings)
             before["units"] = whole.units
             self.facts["before"], self.facts["whole"] = before, asdict(whole)
+            if self.settings.limit is not None:
+                timed = latency_ms(self.model, self.job.example(1), repeats=None)
+                self.facts["whole_ms"] = timed.median_ms
             self._keep()
             self.job.tell(Event("measured", {"when": "before", **before, **self.job.labels}))
             return

@@ -44,7 +44,12 @@ class Latency:
 
 
 def latency_ms(
-    model: nn.Module, inputs: Inputs, *, warmup: int = 5, repeats: int = 30, threads: int | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    warmup: int = 5,
+    repeats: int | None = 30,
+    threads: int | None = None,
 ) -> Latency:
     """Time a model in evaluation mode, without gradients.
 
@@ -52,7 +57,7 @@ def latency_ms(
         model: The model.
         inputs: Example inputs, usually a batch of one; moved to the model's device.
         warmup: Runs that are not timed.
-        repeats: Runs that are.
+        repeats: Runs that are; as many as take a second if None, 30 to 300.
         threads: Threads for the CPU; torch's current number if None.
 
     Returns:
@@ -62,7 +67,8 @@ def latency_ms(
         >>> latency_ms(nn.Linear(4, 2), torch.zeros(1, 4), warmup=1, repeats=3).repeats
         3
     """
-    only = compare_latency({"model": model}, inputs, warmup=warmup, repeats=repeats, threads=threads)
+    count = repeats_for({"model": model}, inputs) if repeats is None else repeats
+    only = compare_latency({"model": model}, inputs, warmup=warmup, repeats=count, threads=threads)
     return only["model"]
 
 

@@ -1,6 +1,6 @@
 """Deciding which units leave."""
 
-from secateurs.planning.budgets import Budget, Remove
+from secateurs.planning.budgets import AtMost, Budget, Remove
 from secateurs.planning.latency import LatencyModel
 from secateurs.planning.parts import AxisCut, GroupCut, IntegerChange, RowScale
 from secateurs.planning.plan import Plan
@@ -9,6 +9,7 @@ from secateurs.planning.schedules import PACES, paced_share
 
 __all__ = [
     "PACES",
+    "AtMost",
     "AxisCut",
     "Budget",
     "GroupCut",

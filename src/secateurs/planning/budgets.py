@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from secateurs.errors import BudgetError
 
 QUANTITIES = ("units", "params", "macs", "bytes", "latency")
+LIMITS = ("params", "macs", "bytes", "latency_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,11 @@ class Budget:
             raise BudgetError(f"a budget states exactly one of {names}; got {given}", fix="Budget(macs=0.5)")
         for name, share in given.items():
             if not 0 < share <= 1:
-                raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=f"Budget({name}=0.5)")
+                fix = f"Budget({name}=0.5)"
+                if share > 1 and name != "units":
+                    limit = "latency_ms" if name == "latency" else name
+                    fix += f", or AtMost({limit}={share:g}) for a number"
+                raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=fix)
 
     @property
     def quantity(self) -> str:
@@ -53,6 +58,54 @@ class Budget:
     def share(self) -> float:
         """The share that remains, in (0, 1]."""
         return float(getattr(self, self.quantity))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtMost:
+    """What a model may have, in numbers: a limit of the place where it must run.
+
+    Args:
+        params: Parameters.
+        macs: Multiply-accumulates of one example.
+        bytes: Bytes of its tensors, parameters and buffers; the header of a file adds some kilobytes.
+        latency_ms: Milliseconds of a forward pass. `secateurs.plan` takes them by its `LatencyModel`,
+            `secateurs.prune_steps` as they are measured here and now.
+
+    Raises:
+        BudgetError: Not exactly one limit is given, or it is not positive.
+
+    Example:
+        >>> AtMost(bytes=4_000_000).of(16_000_000)
+        Budget(units=None, params=None, macs=None, bytes=0.25, latency=None)
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
+        if len(given) != 1:
+            names = ", ".join(LIMITS)
+            raise BudgetError(f"a limit is on exactly one of {names}; got {given}", fix="AtMost(bytes=4e6)")
+        for name, amount in given.items():
+            if not amount > 0:
+                raise BudgetError(f"{name} > 0 must hold, got {name}={amount}", fix="AtMost(bytes=4e6)")
+
+    @property
+    def limited(self) -> str:
+        """What is limited: ``params``, ``macs``, ``bytes`` or ``latency_ms``."""
+        return next(name for name in LIMITS if getattr(self, name) is not None)
+
+    @property
+    def amount(self) -> float:
+        """How much there may be of it."""
+        return float(getattr(self, self.limited))
+
+    def of(self, whole: float) -> Budget:
+        """The share that remains of a model which has so much of it; all where that is within the limit."""
+        return Budget(**{self.limited.removesuffix("_ms"): min(1.0, self.amount / max(whole, 1e-30))})
 
 
 @dataclass(frozen=True, slots=True)

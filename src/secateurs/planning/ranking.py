@@ -20,7 +20,7 @@ from secateurs.planning.allocation import (
     marginal_savings,
     product_savings,
 )
-from secateurs.planning.budgets import Budget, Remove, nothing_said
+from secateurs.planning.budgets import AtMost, Budget, Remove, nothing_said
 from secateurs.planning.families import (
     Curves,
     Family,
@@ -43,7 +43,7 @@ Rescore: TypeAlias = Callable[[Group, Mapping[str, npt.NDArray[np.int64]]], torc
 def plan(
     graph: Graph,
     scores: Mapping[str, torch.Tensor],
-    budget: Budget | Remove | None = None,
+    budget: Budget | AtMost | Remove | None = None,
     *,
     scope: Scope = "global",
     round_to: int = 1,
@@ -70,8 +70,8 @@ def plan(
     Args:
         graph: What can be cut.
         scores: For each group name one importance a unit, larger means keep; shape ``(units,)``.
-        budget: The share that remains, or the number of units to remove; may be None where `shares` or
-            `allocation` say it.
+        budget: The share that remains, what there may be at most, or the number of units to remove; may be
+            None where `shares` or `allocation` say it.
         scope: One ranking over all groups, or one share for each.
         round_to: The number of units that a group keeps is a multiple of this (or all of them); heads and
             whole convolution groups are not rounded.
@@ -118,11 +118,8 @@ def plan(
         raise PlanError(f"round_to >= 1 must hold, got round_to={round_to}")
     if budget is None and shares is None and allocation is None:
         raise nothing_said()
-    if isinstance(budget, Budget) and budget.latency is not None and latency is None:
-        raise BudgetError(
-            f"latency={budget.latency:g} needs a latency model, which forecasts the time of a cut",
-            fix="plan(..., latency=secateurs.latency_model(model, graph, inputs))",
-        )
+    limit = budget if isinstance(budget, AtMost) else None
+    budget = _as_share(budget, graph, latency)
     check_skip(graph, skip)
     groups = candidates(graph, kinds=kinds, skip=skip)
     numbers, found = counts_and_curves(allocation, scores)
@@ -148,6 +145,7 @@ def plan(
         "criterion": getattr(scores, "criterion", None),
         "budget": {k: v for k, v in asdict(budget).items() if v is not None} if budget is not None else {},
         "remove": isinstance(budget, Remove),
+        **({"at_most": {limit.limited: limit.amount}} if limit is not None else {}),
         "scope": scope,
         "round_to": round_to,
         **({"kept": dict(limits.kept)} if limits.kept else {}),
@@ -155,6 +153,24 @@ def plan(
         **({"allocation": "error"} if curves is not None else {}),
     }
     return Plan.of(graph, removed, source)
+
+
+def _as_share(
+    budget: Budget | AtMost | Remove | None, graph: Graph, latency: LatencyModel | None
+) -> Budget | Remove | None:
+    """The budget, with what there may be at most as a share of what there is."""
+    for name in ("latency", "latency_ms"):
+        amount = getattr(budget, name, None)
+        if amount is not None and latency is None:
+            raise BudgetError(
+                f"{name}={amount:g} needs a latency model, which forecasts the time of a cut",
+                fix="plan(..., latency=secateurs.latency_model(model, graph, inputs))",
+            )
+    if not isinstance(budget, AtMost):
+        return budget
+    if budget.latency_ms is not None and latency is not None:
+        return budget.of(latency.ms())
+    return budget.of(getattr(graph.cost(), budget.limited))
 
 
 def _rechosen(graph: Graph, groups: Sequence[Group], counts: Counts, rescore: Rescore) -> RemovedUnits:
