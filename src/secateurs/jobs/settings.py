@@ -326,8 +326,9 @@ class PruneSettings(JobSettings):
         beside = header if limit.bytes is not None else 0
         have, least = whole[limit.limited] + beside, limit.amount - beside
         if limit.amount >= have or least <= 0:
+            most, there = (f"{each:,.0f}" if each >= 1000 else f"{each:.4g}" for each in (limit.amount, have))
             raise BudgetError(
-                f"{limit.limited}={limit.amount:,.10g} at most, where the model has {have:,.10g}"
+                f"{limit.limited}={most} at most, where the model has {there}"
                 + (
                     f" and {beside:,} of them are the file's header"
                     if least <= 0
