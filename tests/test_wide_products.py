@@ -35,6 +35,8 @@ OTHERS = {
     "bnrs,rqs->bnq": ((2, 7, 3, 4), (3, 5, 4)),  # its own letter lies between those that are summed over
     "bnd,dhk->bnk": ((2, 7, 5), (5, 3, 4)),  # one of its own is summed over
     "bnd,dhk->nhk": ((2, 7, 5), (5, 3, 4)),  # one of the activation
+    "bnd,dd->bn": ((2, 7, 5), (5, 5)),  # a diagonal
+    "bnd,ddh->bnh": ((2, 7, 5), (5, 5, 3)),
     "bnd,dh->bnh": ((2, 7, 5), (5, 3)),  # a matrix, which needs no other form
 }
 
@@ -66,6 +68,12 @@ def test_what_is_no_such_product_runs_as_it_is(equation: str) -> None:
     with WrittenOut():
         given = torch.einsum(equation, x, nn.Parameter(weight))
     torch.testing.assert_close(given, torch.einsum(equation, x, weight))
+
+
+def test_products_of_three_run_as_they_are() -> None:
+    x, y, weight = torch.randn(7, 5), torch.randn(7, 5), nn.Parameter(torch.randn(5, 3, 2))
+    assert product_of(torch.einsum, "nd,dhk,nd->nhk", x, weight, y) is None
+    assert product_of(torch.einsum, "nd,dhk,nd->nhk", [x, weight, y]) is None
 
 
 def test_two_activations_and_two_parameters_are_no_such_product() -> None:

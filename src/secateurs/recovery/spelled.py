@@ -85,16 +85,19 @@ class Spelled:
             (('n', 'k'), {'k': 5}, ('n',))
         """
         operands = args[1] if func is torch.einsum and len(args) == 2 else args[func is torch.einsum :]
-        if (kwargs and func is not torch.tensordot) or not isinstance(operands, (tuple, list)):
+        is_tensordot = func is torch.tensordot
+        if (kwargs and not is_tensordot) or not isinstance(operands, (tuple, list)):
             return None
         pair = tuple(operands[:2])
+        if len(operands) != 2 and not (is_tensordot and len(operands) == 3):
+            return None
         if [isinstance(each, Parameter) for each in pair] not in ([True, False], [False, True]):
             return None
         if not all(isinstance(each, Tensor) for each in pair) or _is_read_as_it_is(func, args, kwargs, pair):
             return None
         read = _letters(func, args, kwargs, pair)
-        if read is None:
-            return None
+        if read is None or any(len(own) != each.dim() for own, each in zip(read[0], pair, strict=True)):
+            return None  # a letter that occurs twice in one of them
         place = isinstance(pair[1], Parameter)
         given = _without_data(func, args, kwargs)
         weight, of_weight = pair[place], read[0][place]
