@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 import secateurs
+from secateurs.criteria.consumers import unrankable
 from secateurs.recovery import Repair, repair
 from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.features import boundaries
@@ -369,3 +371,35 @@ def test_a_layer_behind_a_layer_gives_combinations() -> None:
         done = repair(model, small, plan, images.split(10), ridge=1e-9)
         torch.testing.assert_close(small(images), model(images), rtol=1e-3, atol=1e-4)
     assert [each.what for each in done.layers] == ["combinations", "weights"]
+
+
+class Registers(nn.Module):
+    """Attention over learned tokens as well, so that the call sums over positions that may leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(1, 3, 12))
+        self.make, self.read = nn.Linear(5, 12), nn.Linear(12, 2)
+        self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.registers.expand(len(x), -1, -1), self.make(x).relu()], 1)
+        mixed = scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+        return self.read(mixed[:, self.registers.shape[1] :])  # type: ignore[no-any-return]
+
+
+def test_queries_and_keys_are_ranked_beside_learned_tokens() -> None:
+    torch.manual_seed(0)
+    model, x = Registers().eval(), torch.randn(50, 4, 5)
+    with torch.no_grad():
+        model.key.weight[[2, 7]] *= 1e-3
+        model.key.bias[[2, 7]] *= 1e-3
+    graph = secateurs.trace(model, x[:2])
+    assert graph.by_name["registers"].kind == "position"
+    (group,) = [each for each in graph.groups if each.name in ("query", "key")]
+    assert [set(each.units) for each in graph.products] == [{*range(group.first, group.first + 12)}]
+    assert group.name not in unrankable(model, graph, x[:2])
+    scores = secateurs.score(model, graph, "reconstruction", data=[x])
+    assert scores.curves is not None
+    curve = scores.curves[group.name]
+    assert curve[2] < 1e-3 * curve[3]  # two dimensions that keys do not use leave for nothing

@@ -66,12 +66,17 @@ def unit_products(
     found = []
     for call, reads in by_call.items():
         name = tracer.called[call].name
-        if len(reads) != 2 or not np.array_equal(reads[0].units, reads[1].units):
+        if name in PRODUCTS:  # positions that are learned tokens may be summed over in the same call
+            first, second, is_turned = PRODUCTS[name]
+            usual = {(first, -1), (second, -2 if is_turned else -1)}
+            reads = [
+                read
+                for read in reads
+                if dims[call, read.argument] >= 2
+                and (read.argument, read.dim - dims[call, read.argument]) in usual
+            ]
+        elif name != "einsum" or summed[call] != {len(reads[0].units)}:
             continue
-        lengths = [dims[call, read.argument] for read in reads]
-        places = tuple(read.dim - length for read, length in zip(reads, lengths, strict=True))
-        by_letters = name == "einsum" and summed[call] == {len(reads[0].units)}
-        usual = (-1, -2 if name in PRODUCTS and PRODUCTS[name][2] else -1)
-        if by_letters or (name in PRODUCTS and min(lengths) >= 2 and places == usual):
+        if len(reads) == 2 and np.array_equal(reads[0].units, reads[1].units):
             found.append(UnitProduct(call=call, units=reads[0].units))
     return tuple(found)
