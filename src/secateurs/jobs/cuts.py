@@ -17,6 +17,7 @@ from secateurs.criteria.scoring import AnyCriterion
 from secateurs.errors import BudgetError, PlanError, UnknownNameError, some
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings
+from secateurs.jobs.targets import as_share, limit_of
 from secateurs.measure import file_bytes, latency_ms, latency_share
 from secateurs.planning import Budget, Plan, Remove, plan
 from secateurs.planning.limits import Limits, candidates, matching, still_there
@@ -87,9 +88,9 @@ def settled(
         BudgetError: The target is out of reach; the message says how far one can go.
         PlanError: No group is of the kinds that are to be cut.
     """
-    asked = settings.for_images(are_labelled=are_labelled)
-    cost = graph.cost()
-    asked = asked.aimed(asdict(cost), header=file_bytes(model) - cost.bytes)
+    asked, cost = settings.for_images(are_labelled=are_labelled), graph.cost()
+    share = as_share(settings.target, asdict(cost), header=file_bytes(model) - cost.bytes)
+    asked = replace(asked, target=share)
     try:
         spared = sparing(asked, graph, model, images)
         limits = check_reach(spared, graph)
@@ -128,9 +129,10 @@ def check_latency(
     Raises:
         BudgetError: It is out of reach; the message says how far one can go.
     """
-    if settings.limit is not None:
-        settings = settings.aimed({"latency_ms": latency_ms(model, image, repeats=None).median_ms})
-    quantity, share = settings.target or ("", 1.0)
+    target = settings.target
+    if limit_of(target) is not None:
+        target = as_share(target, {"latency_ms": latency_ms(model, image, repeats=None).median_ms})
+    quantity, share = target or ("", 1.0)
     if quantity != "latency":
         return
     settings = sparing(settings, graph, model, image)

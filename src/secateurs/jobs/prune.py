@@ -17,6 +17,7 @@ from secateurs.jobs.measuring import sizes, speeds, top1
 from secateurs.jobs.pictures import draw_all, draw_cut
 from secateurs.jobs.settings import PruneSettings
 from secateurs.jobs.steps import next_step
+from secateurs.jobs.targets import as_share, limit_of
 from secateurs.jobs.workplace import (
     Job,
     JobResult,
@@ -122,7 +123,8 @@ class _Pruning:
         """All that is not done yet, after there is told what there is to tell."""
         self._begin(notes)
         if "whole_ms" in self.facts:
-            self.settings = self.settings.aimed({"latency_ms": self.facts["whole_ms"]})
+            share = as_share(self.settings.target, {"latency_ms": self.facts["whole_ms"]})
+            self.settings = replace(self.settings, target=share)
         for stage in range(max(self.facts["stage"], 1), self.final):
             if stage > self.facts["stage"]:
                 self._cut(stage)
@@ -150,7 +152,7 @@ class _Pruning:
             whole = amounts_of(graph, settings)
             before["units"] = whole.units
             self.facts["before"], self.facts["whole"] = before, asdict(whole)
-            if self.settings.limit is not None:
+            if limit_of(self.settings.target) is not None:
                 timed = latency_ms(self.model, self.job.example(1), repeats=None)
                 self.facts["whole_ms"] = timed.median_ms
             self._keep()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from secateurs.errors import BudgetError, DataError, RunError, TrainingError, UnknownNameError
 from secateurs.graph.groups import Kind
-from secateurs.planning.budgets import AtMost
+from secateurs.jobs.targets import check_target
 from secateurs.planning.limits import check_least
 from secateurs.planning.schedules import PACES
 from secateurs.recovery.recipe import Recipe
@@ -18,8 +18,6 @@ from secateurs.recovery.repair import WAYS
 if TYPE_CHECKING:
     from secateurs.data import DataSource
 
-TARGETS = ("macs", "params", "bytes", "units", "latency")
-NUMBERED = ("macs", "params", "bytes", "latency_ms")  # those that may be given as numbers, and no shares
 SELECTIONS = ("greedy", "independent", "particles")
 ALLOCATIONS = ("error", "none")
 STOPS = ("accuracy-drop",)
@@ -210,15 +208,7 @@ class PruneSettings(JobSettings):
             given = f"remove={self.remove}, target={self.target}"
             raise BudgetError(f"exactly one of remove and target must be given, or shares, got {given}")
         if self.target is not None:
-            quantity, share = self.target
-            is_share = quantity in TARGETS and 0 < share <= 1
-            if not is_share and not (quantity in NUMBERED and share > 0):
-                rule = f"a target is one of {', '.join(TARGETS)} and a share in (0, 1]"
-                raise BudgetError(
-                    f"{rule}, or at most so much of one, as bytes=4MB or latency=20ms; "
-                    f"got {quantity}={share:g}",
-                    fix="--target macs=0.3",
-                )
+            check_target(self.target)
         for name, value, least in (
             ("remove", self.remove, 1),
             ("iterations", self.iterations, 1),
@@ -298,46 +288,6 @@ class PruneSettings(JobSettings):
     def cut_kinds(self) -> tuple[str, ...] | None:
         """Kinds of groups that may be cut; ``None`` for every kind but ``"position"``."""
         return ("channel",) if self.kinds is None and self.remove is not None else self.kinds
-
-    @property
-    def limit(self) -> AtMost | None:
-        """The target, where it is a number and no share."""
-        if self.target is None or (self.target[0] != "latency_ms" and self.target[1] <= 1):
-            return None
-        return AtMost(**{self.target[0]: self.target[1]})
-
-    def aimed(self, whole: Mapping[str, float], header: int = 0) -> Self:
-        """The same with a target in numbers as a share.
-
-        Args:
-            whole: What there is of each quantity before the first cut. A target that it lacks stays.
-            header: Bytes of the file that hold no weights.
-
-        Raises:
-            BudgetError: There is no more than that.
-
-        Example:
-            >>> PruneSettings(source="runs/vgg", target=("bytes", 4e6)).aimed({"bytes": 16_000_000}).target
-            ('bytes', 0.25)
-        """
-        limit = self.limit
-        if limit is None or limit.limited not in whole:
-            return self
-        beside = header if limit.bytes is not None else 0
-        have, least = whole[limit.limited] + beside, limit.amount - beside
-        if limit.amount >= have or least <= 0:
-            most, there = (f"{each:,.0f}" if each >= 1000 else f"{each:.4g}" for each in (limit.amount, have))
-            raise BudgetError(
-                f"{limit.limited}={most} at most, where the model has {there}"
-                + (
-                    f" and {beside:,} of them are the file's header"
-                    if least <= 0
-                    else ", leaves nothing to cut"
-                ),
-                fix="raise the target" if least <= 0 else "lower the target",
-            )
-        share = least / whole[limit.limited]
-        return replace(self, target=(limit.limited.removesuffix("_ms"), share))
 
     def resolved(self) -> Self:
         """The same with paths that mean the same from every folder."""

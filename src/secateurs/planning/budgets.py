@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secateurs.errors import BudgetError
@@ -37,17 +38,13 @@ class Budget:
     latency: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
-        if len(given) != 1:
-            names = ", ".join(QUANTITIES)
-            raise BudgetError(f"a budget states exactly one of {names}; got {given}", fix="Budget(macs=0.5)")
-        for name, share in given.items():
-            if not 0 < share <= 1:
-                fix = f"Budget({name}=0.5)"
-                if share > 1 and name != "units":
-                    limit = "latency_ms" if name == "latency" else name
-                    fix += f", or AtMost({limit}={share:g}) for a number"
-                raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=fix)
+        name, share = _only(self, QUANTITIES, "a budget states", "Budget(macs=0.5)")
+        if not 0 < share <= 1:
+            fix = f"Budget({name}=0.5)"
+            if share > 1 and name != "units":
+                limit = "latency_ms" if name == "latency" else name
+                fix += f", or AtMost({limit}={share:g}) for a number"
+            raise BudgetError(f"0 < {name} <= 1 must hold, got {name}={share}", fix=fix)
 
     @property
     def quantity(self) -> str:
@@ -85,13 +82,9 @@ class AtMost:
     latency_ms: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
-        if len(given) != 1:
-            names = ", ".join(LIMITS)
-            raise BudgetError(f"a limit is on exactly one of {names}; got {given}", fix="AtMost(bytes=4e6)")
-        for name, amount in given.items():
-            if not amount > 0:
-                raise BudgetError(f"{name} > 0 must hold, got {name}={amount}", fix="AtMost(bytes=4e6)")
+        name, amount = _only(self, LIMITS, "a limit is on", "AtMost(bytes=4e6)")
+        if not amount > 0:
+            raise BudgetError(f"{name} > 0 must hold, got {name}={amount}", fix="AtMost(bytes=4e6)")
 
     @property
     def limited(self) -> str:
@@ -106,6 +99,14 @@ class AtMost:
     def of(self, whole: float) -> Budget:
         """The share that remains of a model which has so much of it; all where that is within the limit."""
         return Budget(**{self.limited.removesuffix("_ms"): min(1.0, self.amount / max(whole, 1e-30))})
+
+
+def _only(stated: Budget | AtMost, names: Sequence[str], what: str, fix: str) -> tuple[str, float]:
+    """The one of some names that something is stated of, and what."""
+    given = {name: getattr(stated, name) for name in names if getattr(stated, name) is not None}
+    if len(given) != 1:
+        raise BudgetError(f"{what} exactly one of {', '.join(names)}; got {given}", fix=fix)
+    return next(iter(given.items()))
 
 
 @dataclass(frozen=True, slots=True)
