@@ -168,3 +168,18 @@ def test_what_is_refused(model: nn.Module) -> None:
     assert "criterion='l2'" in str(caught.value)
     with pytest.raises(BudgetError, match="say how much is to leave"):
         secateurs.prune(model, batches(1))
+
+
+@pytest.mark.parametrize("made_there", [False, True])
+def test_it_works_in_inference_mode_as_outside_of_it(made_there: bool) -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Linear(4, 16), nn.ReLU(True), nn.Linear(16, 2)), torch.randn(64, 4)
+    wanted = secateurs.prune(model, images.split(16), secateurs.Budget(macs=0.5))
+    with torch.inference_mode():
+        given = secateurs.prune(
+            model, (images.clone() if made_there else images).split(16), secateurs.Budget(macs=0.5)
+        )
+    assert given.plan == wanted.plan and given.verified.max_error < 1e-9
+    for one, other in zip(given.model.parameters(), wanted.model.parameters(), strict=True):
+        assert not one.is_inference() and torch.equal(one, other)
+    given.model(images).sum().backward()  # it can be trained

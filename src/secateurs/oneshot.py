@@ -13,6 +13,7 @@ from secateurs.criteria.batches import batch_on
 from secateurs.criteria.consumers import unrankable
 from secateurs.errors import BudgetError, ScoreError, TraceError, some
 from secateurs.graph import Inputs, trace
+from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.running import device_of
 from secateurs.planning.budgets import AtMost, Budget
 from secateurs.planning.limits import Least
@@ -22,6 +23,7 @@ from secateurs.recovery.batches import examples_in
 _SHOWN = 2  # examples of the first batch that the model is traced and proved with
 
 
+@outside_inference_mode
 def prune(
     model: nn.Module,
     data: Iterable[Any],

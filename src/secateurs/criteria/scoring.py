@@ -16,6 +16,7 @@ from secateurs.criteria.sweep import needs_loss, sweep
 from secateurs.errors import ScoreError, UnrankedError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph, Group
+from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.running import has_values
 
 AnyCriterion: TypeAlias = str | Criterion | WeightFunction
@@ -45,6 +46,7 @@ def score(
 ) -> dict[str, Scores]: ...
 
 
+@outside_inference_mode
 def score(
     model: nn.Module,
     graph: Graph,

@@ -18,6 +18,7 @@ from secateurs.graph.copying import saved_widths, tensors_of
 from secateurs.graph.cost import Cost
 from secateurs.graph.dry_run import prove, shapes_of
 from secateurs.graph.groups import Graph, Group, Locked, Slice, fingerprint_of
+from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.rules import find_call_rule, find_rule, rule
 from secateurs.graph.running import Inputs, device_of, empty_copy, in_evaluation, recorded_values
 from secateurs.graph.tracing import Tracer
@@ -26,6 +27,7 @@ from secateurs.graph.values import UnknownValueError
 __all__ = ["Cost", "Graph", "Group", "Inputs", "Locked", "Slice", "Tracer", "find_rule", "rule", "trace"]
 
 
+@outside_inference_mode
 def trace(model: nn.Module, inputs: Inputs) -> Graph:
     """The groups of units that can be cut out of a model, with all that must go with each.
 

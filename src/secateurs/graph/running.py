@@ -26,6 +26,7 @@ from secateurs.graph.copying import (
 )
 from secateurs.graph.einsum import einsum
 from secateurs.graph.exchange import write_out
+from secateurs.graph.inference import as_normal
 from secateurs.graph.opened import attention_opened
 from secateurs.graph.operators import operator
 from secateurs.graph.packed import call_tensors, tensors_in
@@ -56,6 +57,7 @@ def call_model(model: nn.Module, inputs: Inputs, more: Mapping[str, Any] | None 
         inputs: Its inputs.
         more: Further keyword arguments, which win over those of `inputs` and are handed over as they are.
     """
+    inputs = as_normal(inputs)
     if isinstance(inputs, Mapping):
         return model(**{**{name: _unspent(value) for name, value in inputs.items()}, **(more or {})})
     if isinstance(inputs, Tensor):

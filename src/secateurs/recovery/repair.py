@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.graph.copying import foreign_hooks_unseen, tensors_of
 from secateurs.graph.exchange import attention_written_out
+from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.memos import memos_left_out
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
@@ -91,6 +92,7 @@ class Repair:
         return text
 
 
+@outside_inference_mode
 def repair(
     model: nn.Module,
     smaller: nn.Module,

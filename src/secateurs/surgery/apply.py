@@ -14,12 +14,14 @@ from secateurs.graph.attributes import restate_sizes
 from secateurs.graph.copying import copy_model, registered_tensors, tensors_of
 from secateurs.graph.exchange import fold_where_possible, write_out
 from secateurs.graph.groups import fingerprint_of
+from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.origins import set_integer
 from secateurs.graph.rewriting import write_sizes
 from secateurs.planning.parts import AxisCut, RowScale
 from secateurs.planning.plan import Plan
 
 
+@outside_inference_mode
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """The smaller model.
 

@@ -20,6 +20,7 @@ from secateurs.errors import SecateursError, VerifyError
 from secateurs.graph import trace
 from secateurs.graph.copying import copy_model, tensors_of
 from secateurs.graph.groups import Graph, Indices
+from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.running import Inputs, has_values
 from secateurs.planning.parts import AxisCut, RowScale
 from secateurs.planning.plan import Plan
@@ -107,6 +108,7 @@ class _Without:
     unproved: Mapping[str, str] = field(default_factory=dict)
 
 
+@outside_inference_mode
 def verify(original: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs) -> VerifyReport:
     """Compare the pruned model with the original that goes without the removed units.
 
