@@ -62,6 +62,7 @@ class GroupBuilder:
             (group, reason)
             for group in graph.groups
             for names, reason in (
+                (self._tracer.passed_over, "the example does not come to it"),
                 (self._tracer.elsewhere, "only the other mode (training or evaluation) uses it"),
                 (self._tracer.buffers, "only buffers hold it"),
             )
@@ -114,6 +115,7 @@ class GroupBuilder:
             work=work_of(self._tracer, self.unit_factors),
             unknown=dict(self._tracer.unknown),
             example_only=tuple(self._tracer.example_only),
+            path=tuple(each.signature for each in self._tracer.called) if self._tracer.example_only else (),
             state=dict(self._tracer.own_state),
             rescalings=self._rescalings(groups),
         )

@@ -53,6 +53,8 @@ class _Calls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if is_numbered(func):
+            self._tracer.sign_call(func, args, kwargs)
         if func in _LIKE and isinstance(other := args[1] if len(args) > 1 else kwargs.get("other"), Tensor):
             func, args, kwargs = _LIKE[func], (args[0], self._tracer.lengths(other, other.shape)), {}
         self._tracer.enter_call(func, args, kwargs)

@@ -41,7 +41,7 @@ from secateurs.graph.running import (
     without_data,
 )
 from secateurs.graph.settling import CountSystem
-from secateurs.graph.values import Answers, compute
+from secateurs.graph.values import Answers, Everything, compute
 
 _MOST_ROUNDS = 40
 _PATIENCE = 6  # groups blamed at one line before all of their form are
@@ -176,7 +176,8 @@ def dry_run(
         state = Returned.by(trial, outputs).state if each.takes_state else None
         if trial.training != each.training:
             trial.train(each.training)
-        mode = _Comparison(graph, builder, each.records, gone)
+        answers = Everything() if each.takes_all else Answers(builder.values)
+        mode = _Comparison(graph, builder, each.records, gone, answers)
         empty_inputs = without_data(inputs)
         try:
             calls = TracedCalls(builder.device) if builder.acts_on_calls else nullcontext()
@@ -201,8 +202,15 @@ def cut_shapes(graph: Graph, gone: Any) -> dict[str, tuple[int, ...]]:
 class _Comparison(MetaMode):
     """Compares every operator's result with the prediction, and goes on with the prediction."""
 
-    def __init__(self, graph: Graph, builder: GroupBuilder, records: Sequence[Record], gone: Any) -> None:
-        super().__init__(Answers(builder.values))
+    def __init__(
+        self,
+        graph: Graph,
+        builder: GroupBuilder,
+        records: Sequence[Record],
+        gone: Any,
+        answers: Answers,
+    ) -> None:
+        super().__init__(answers)
         self._graph, self._builder, self._records, self._gone = graph, builder, records, gone
         self._lengths: dict[tuple[int, ...], int] = {}
         self._next = 0

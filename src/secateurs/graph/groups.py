@@ -16,6 +16,8 @@ from torch import nn
 from secateurs.graph.copying import registered_tensors, unsaved_buffers
 from secateurs.graph.cost import Cost, CostModel, Work
 from secateurs.graph.counts import CountCondition, CountConstraint, Mask, Rescaling, SizeTie
+from secateurs.graph.paths import CallPath, Signature, numbers_along
+from secateurs.graph.running import Inputs
 from secateurs.graph.settling import CountSystem
 
 Role: TypeAlias = Literal["producer", "carrier", "consumer"]
@@ -145,6 +147,7 @@ class Graph:
             plain attributes).
         example_only: Lines of the model's source that read values which depend on weights. Where `forward`
             branches on one, the graph knows the path that the example takes, and no other.
+        path: The calls of the example's pass, where `example_only` says that others may take another path.
         state: What the model returns for itself, such as a cache of keys and values: the argument of
             `forward` that takes it back, with its class. It shrinks with the cut; outputs keep their lengths.
     """
@@ -167,12 +170,22 @@ class Graph:
     unknown: Mapping[str, str] = field(default_factory=dict)
     rescalings: tuple[Rescaling, ...] = field(default=(), repr=False)
     example_only: tuple[str, ...] = ()
+    path: tuple[Signature, ...] = field(default=(), repr=False)
     state: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
         """The groups by name."""
         return {group.name: group for group in self.groups}
+
+    def numbers_in(self, model: nn.Module, inputs: Inputs) -> list[int] | None:
+        """For each call of a pass the number of the same in the trace; None where both are the same.
+
+        Args:
+            model: The model, in evaluation mode.
+            inputs: What it is called with. Where nothing depends on weights but values, no pass is needed.
+        """
+        return numbers_along(CallPath(model, inputs).calls, self.path) if self.path else None
 
     @cached_property
     def counts(self) -> CountSystem:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from secateurs.graph.labels import Dim
+from secateurs.graph.paths import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,13 @@ class Pass:
         training: Whether the model was in training mode.
         records: The calls.
         takes_state: Whether the model was given the state that the pass before returned.
+        takes_all: Whether all was chosen that may be; see `secateurs.graph.values.Everything`.
     """
 
     training: bool
     records: tuple[Record, ...]
     takes_state: bool = False
+    takes_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,10 @@ class CallRecord:
         name: The function.
         contractions: Which of the contractions so far it made, as the first and the one behind the last.
         tensors: The dimensions of each tensor that it was given and that it gave.
+        signature: What tells it from other calls of the pass.
     """
 
     name: str
     contractions: tuple[int, int]
     tensors: tuple[tuple[Dim, ...], ...]
+    signature: Signature

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
@@ -38,6 +39,7 @@ from secateurs.graph.values import (
     as_meta,
     compute,
     listed,
+    one_hot,
     value_of,
     with_value,
     without_masks,
@@ -154,6 +156,7 @@ DEVICE = Tensor.device.__get__
 _AS_STEPS: dict[Any, Callable[..., Any]] = {
     torch.einsum: einsum,
     Tensor.tolist: listed,
+    functional.one_hot: one_hot,
     torch._pack_padded_sequence: pack,
     torch._pad_packed_sequence: pad,
 }

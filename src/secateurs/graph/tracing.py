@@ -25,12 +25,13 @@ from secateurs.graph.operators import operator
 from secateurs.graph.origins import attach_origins
 from secateurs.graph.outputs import Returned
 from secateurs.graph.packed import call_tensors, results_of, tensors_in
+from secateurs.graph.paths import Signature, Signatures
 from secateurs.graph.provenance import Places, Provenance, RowsNeededError
 from secateurs.graph.records import CallRecord, Contraction, ParameterDim, Pass, Read, Record
 from secateurs.graph.recurrent import call_in_few_steps, share_of_steps
 from secateurs.graph.running import Inputs, call_model, numbers_of, source_line, without_data
 from secateurs.graph.spread import tie_copies
-from secateurs.graph.values import Answers, asks, value_of
+from secateurs.graph.values import Answers, Everything, asks, value_of
 
 Rule: TypeAlias = Callable[["Tracer", tuple[Any, ...], dict[str, Any], Any], None]
 _OF_EVALUATION = (
@@ -77,6 +78,7 @@ class Tracer(Marks):
         self.buffers: set[str] = set()
         self.unsaved: set[str] = set()
         self.elsewhere: set[str] = set()
+        self.passed_over: set[str] = set()
         self.passes: list[Pass] = []
         self._records: list[Record] = []
         self._used: set[int] = set()
@@ -87,6 +89,7 @@ class Tracer(Marks):
         self.own_state: dict[str, str] = {}
         self.calls = 0
         self.called: list[CallRecord] = []
+        self._signature: Signature = ()
         self._first_contraction = 0
 
     # -- the run ----------------------------------------------------------------------------------
@@ -94,9 +97,10 @@ class Tracer(Marks):
     def trace(self, model: nn.Module, inputs: Inputs) -> None:
         """Run the model (an empty copy) on example inputs and lock what enters and what leaves.
 
-        Parameters that this pass does not use, such as those of an auxiliary head, are looked for in a second
-        pass in the other mode (training or evaluation), so that what they read is cut in them too. What no
-        pass uses is locked.
+        Parameters that this pass does not use are looked for in further passes, so that what they read is cut
+        in them too: in one where all is chosen that may be, as experts to which the example sends nothing;
+        and in one in the other mode (training or evaluation), as an auxiliary head. What no pass uses is
+        locked.
         """
         self.know(model)
         self._watch_plain_norms(model)
@@ -108,7 +112,12 @@ class Tracer(Marks):
                 self.buffers.add(name)
         returned = self._one_pass(model, inputs)
         self._hand_back(model, inputs, returned.state)
+        passed_over = {place.parameter for place in self._unused()}
+        if self.example_only and not passed_over.isdisjoint(registered):
+            with self._beside(), contextlib.suppress(Exception):  # it need not run: not all can be answered
+                self._one_pass(model, inputs, takes_all=True)
         self.elsewhere = {place.parameter for place in self._unused()}
+        self.passed_over = passed_over - self.elsewhere
         if not self.elsewhere.isdisjoint(registered):
             with self._beside(), contextlib.suppress(Exception):  # it need not run, on meta or at all
                 self._one_pass(model.train(not model.training), inputs)
@@ -122,6 +131,7 @@ class Tracer(Marks):
 
     def know(self, model: nn.Module) -> None:
         """Note which modules a private copy of a model has, and let their integers know their origin."""
+        self._signatures = Signatures(model)
         self.paths = {id(module): path for path, module in modules_of(model)}
         attach_origins(model, self.book)
 
@@ -166,18 +176,26 @@ class Tracer(Marks):
             for name, kept in evaluation.items():
                 setattr(self, name, kept)
 
-    def _one_pass(self, model: nn.Module, inputs: Inputs, state: Mapping[str, Any] | None = None) -> Returned:
+    def _one_pass(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        state: Mapping[str, Any] | None = None,
+        *,
+        takes_all: bool = False,
+    ) -> Returned:
         self._records = []
         self.calls = 0
         training = model.training
         empty_inputs = without_data(inputs)
-        self.answers = Answers(self.values)
+        self.answers = Everything() if takes_all else Answers(self.values)
         with watched(self, model):
             outputs = call_model(model, empty_inputs, state)
         self._followed = ""
         returned = Returned.by(model, outputs)
         self.lock_outputs(returned)
-        self.passes.append(Pass(training, tuple(self._records), takes_state=state is not None))
+        records = tuple(self._records)
+        self.passes.append(Pass(training, records, takes_state=state is not None, takes_all=takes_all))
         return returned
 
     def lock_outputs(self, returned: Returned) -> None:
@@ -297,6 +315,10 @@ class Tracer(Marks):
         ]
         return out
 
+    def sign_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A torch function is about to run, by the name that the model calls it."""
+        self._signature = self._signatures.of(func, call_tensors(args, kwargs))
+
     def leave_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """A torch function has run: note what it worked on, and where weights read activations."""
         if self._contracted:
@@ -315,6 +337,7 @@ class Tracer(Marks):
                     getattr(func, "__name__", str(func)),
                     (self._first_contraction, len(self.contractions)),
                     tuple(self.dims(tensor) for tensor in tensors),
+                    self._signature,
                 )
             )
             self.calls += 1

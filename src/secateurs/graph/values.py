@@ -57,6 +57,12 @@ def listed(tensor: Tensor) -> Any:
     return [listed(each) for each in tensor.unbind(0)]
 
 
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """``torch.nn.functional.one_hot``, which looks at the values of tensors with data alone."""
+    count = num_classes if num_classes >= 0 else int(tensor.max().item()) + 1
+    return (tensor[..., None] == torch.arange(count, device=tensor.device)).to(torch.int64)
+
+
 class Answers:
     """What the real model answered each time its code asked for a value, to be given again in that order.
 
@@ -87,6 +93,32 @@ class Answers:
         """The places where a mask is true; ``(places, dimensions)``."""
         found: Tensor = self.answer(_aten.nonzero.default, (mask,), {})
         return found
+
+
+class Everything(Answers):
+    """Answers as if all were chosen that may be: every place of a mask is true, and every question.
+
+    So code runs that the example passes over, such as an expert of a mixture to which no row goes. What
+    cannot be answered so, such as a number that depends on weights, is an error.
+
+    Example:
+        >>> mask = torch.empty(3, dtype=torch.bool, device="meta")
+        >>> tuple(Everything().places(mask).shape)
+        (3, 1)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of an operator whose result depends on values."""
+        tensor = next(iter(_tensors(args)), None)
+        if tensor is not None and value_of(tensor) is None:
+            if func is _aten.nonzero.default and tensor.numel() <= _LARGEST:
+                return _as_result(torch.ones(tensor.shape, dtype=torch.bool).nonzero())
+            if func is _aten._local_scalar_dense.default and tensor.dtype == torch.bool:
+                return True
+        return super().answer(func, args, kwargs)
 
 
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answers: Answers) -> Any:
