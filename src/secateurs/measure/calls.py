@@ -17,6 +17,8 @@ from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import foreign_hooks_unseen
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.running import Inputs, attention_as_written, call_model, device_of, modes_kept
+from secateurs.recovery.choices import Choices, Chooser
+from secateurs.recovery.recording import Recorder
 
 _PROBES = 1000  # calls to learn from what the clock itself costs
 
@@ -39,7 +41,8 @@ def call_ms(
 ) -> list[PassTime]:
     """Time the calls of torch functions in a forward pass, the same ones that a trace numbers.
 
-    Each call is timed alone, with the device waited for; attention runs as it does in a trace. Models take
+    Each call is timed alone, with the device waited for; attention runs as it does in a trace. What the first
+    model chooses by its activations, such as the experts of a token, the others choose too. Models take
     turns, so that a machine that slows down for a while does it to all, and the least time of a call counts,
     which other programs disturb least.
 
@@ -59,10 +62,11 @@ def call_ms(
     """
     clocks: list[list[_Clock]] = [[] for _ in models]
     with torch.no_grad(), modes_kept(*models), foreign_hooks_unseen(*models), attention_as_written():
+        choose = _choices_of(models[0], inputs).follow
         for number in range(warmup + repeats):
             for model, of_model in zip(models, clocks, strict=True):
                 model.eval()
-                with attention_written_out(model), _Clock(device_of(model)) as clock:
+                with attention_written_out(model), _Clock(device_of(model), choose) as clock:
                     started = time.perf_counter()
                     call_model(model, inputs)
                     clock.rest_ms = (time.perf_counter() - started) * 1000 - sum(clock.ms)
@@ -78,10 +82,18 @@ def call_ms(
     ]
 
 
+def _choices_of(model: nn.Module, inputs: Inputs) -> Choices:
+    """What a model chooses by its activations."""
+    choices = Choices()
+    with attention_written_out(model):
+        record = Recorder(model.eval(), inputs, choose=choices.note)
+    return choices.only(record.choices)
+
+
 def _own_ms() -> float:
     """What the clock adds around a call, in milliseconds."""
     probe = torch.empty(0)
-    with _Clock(torch.device("cpu")) as clock:
+    with _Clock(torch.device("cpu"), Choices().follow) as clock:
         started = time.perf_counter()
         for _ in range(_PROBES):
             probe.dim()
@@ -90,11 +102,11 @@ def _own_ms() -> float:
 
 
 class _Clock(TorchFunctionMode):
-    """Times each numbered call."""
+    """Times each numbered call, and lets it choose; see `Choices`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, choose: Chooser) -> None:
         super().__init__()
-        self._device = device
+        self._device, self._choose = device, choose
         self.ms: list[float] = []
         self.rest_ms = 0.0
 
@@ -108,7 +120,7 @@ class _Clock(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         self._wait()
         self.ms.append((time.perf_counter() - started) * 1000)
-        return out
+        return self._choose(len(self.ms) - 1, func, args, kwargs or {}, out)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

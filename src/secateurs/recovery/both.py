@@ -11,6 +11,7 @@ from secateurs.errors import TrainingError
 from secateurs.graph.attributes_kept import Attributes
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.running import Inputs
+from secateurs.recovery.choices import Choices
 from secateurs.recovery.recording import Recorder
 
 
@@ -43,7 +44,8 @@ class Both:
             TrainingError: The two do not call the same functions, or cannot be called on the inputs.
         """
         try:
-            whole, small = (_settled(each, inputs) for each in (model, smaller))
+            whole, choices = _settled(model, inputs)
+            small, _ = _settled(smaller, inputs, choices)
         except TypeError as error:
             raise TrainingError(
                 f"{type(model).__name__} could not be called on a batch: {error}",
@@ -63,8 +65,22 @@ class Both:
         return cls(whole, small, tensors_of(model), tensors_of(smaller))
 
 
-def _settled(model: nn.Module, inputs: Inputs) -> Recorder:
-    """A pass that calls what later ones will, which find the tables that the first one may leave for them."""
+def _settled(model: nn.Module, inputs: Inputs, original: Choices | None = None) -> tuple[Recorder, Choices]:
+    """A pass that calls what later ones will, which find the tables that the first one may leave for them.
+
+    Args:
+        model: The original, or the smaller network.
+        inputs: A batch of inputs.
+        original: For the smaller network, what the original chose.
+    """
     before = Attributes(model)
-    record = Recorder(model, inputs, written_out=True)
-    return Recorder(model, inputs, written_out=True) if before.are_changed() else record
+    record, choices = _recorded(model, inputs, original)
+    return _recorded(model, inputs, original) if before.are_changed() else (record, choices)
+
+
+def _recorded(model: nn.Module, inputs: Inputs, original: Choices | None) -> tuple[Recorder, Choices]:
+    """A pass, and what was chosen in it."""
+    choices = Choices()
+    choose = choices.note if original is None else original.follow
+    record = Recorder(model, inputs, written_out=True, choose=choose)
+    return record, choices.only(record.choices)

@@ -121,6 +121,7 @@ def combinations(
     model: nn.Module,
     found: Mapping[Exchangeable, Mapping[Place, Kept]],
     inputs: Iterable[Inputs],
+    record: Recorder,
     add_up: Callable[[Tensor], Tensor],
 ) -> tuple[dict[Place, Tensor], int]:
     """What each place is to hold: combinations of what was there before the cut, ``(C', C)``.
@@ -129,6 +130,7 @@ def combinations(
         model: The network before the cut, in evaluation mode.
         found: The factors and streams, and what is left of each.
         inputs: All batches.
+        record: The pass of the model whose calls are meant.
         add_up: Gives the sum of a tensor over all processes.
 
     Returns:
@@ -145,7 +147,8 @@ def combinations(
             rank.see(call, reader, result)
 
     for batch in inputs if ranks else ():
-        with torch.no_grad(), Watching(see), WrittenOut():
+        numbers = record.numbers_in(model, batch)
+        with torch.no_grad(), Watching(see, numbers), WrittenOut():
             call_model(model, batch)
     mixes: dict[Place, Tensor] = {}
     for each, left in found.items():

@@ -50,18 +50,18 @@ class Exchanging(Watching):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs, number = kwargs or {}, self.made
         if self._meet is not None and is_numbered(func):
             for side, factor in enumerate(operands_of(func, args, kwargs) or ()):
-                self._meet(self._call, side, factor)
+                self._meet(number, side, factor)
             for side, values in enumerate(averaged_in(func, args, kwargs), READ + 1):
-                self._meet(self._call, side, values)
-        mix = self._columns.get(self._call) if is_numbered(func) else None
+                self._meet(number, side, values)
+        mix = self._columns.get(number) if is_numbered(func) else None
         reader = None if mix is None else reader_of(func, args, kwargs)
         if reader is not None and mix is not None:
             weight = (reader.matrix().double() @ mix.to(reader.weight.device)).to(reader.weight.dtype)
             args, kwargs = exchanged(args, kwargs, {id(reader.weight): reader.unfolded(weight)})
-        changes = self._results.get(self._call, ()) if is_numbered(func) else ()
+        changes = self._results.get(number, ()) if is_numbered(func) else ()
         out = super().__torch_function__(func, types, args, kwargs)
         for change in changes:
             out = change(out)

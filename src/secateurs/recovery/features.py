@@ -55,7 +55,8 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
 
     Returns:
         The modules, in the order of the forward pass; none for layers with rescaled rows, nor where other
-        dimensions are cut as well, nor for queries and keys with fewer dimensions, which a repair exchanges.
+        dimensions are cut as well, nor for queries and keys with fewer dimensions, which a repair exchanges,
+        nor for experts, to which each network deals rows of its own.
 
     Example:
         >>> import secateurs
@@ -81,8 +82,10 @@ def boundaries(teacher: nn.Module, model: nn.Module, plan: Plan, inputs: Inputs)
     kept: dict[str, Tensor] = {}
     for call, reader in record.readers.items():
         name = record.name_of(reader.weight)
-        common = None if name is None or name in combined else _kept(reader, name, tensors[name], plan)
-        if name is not None and common is not None:
+        if name is None or name in combined or call in record.picks:  # the other picks rows of its own
+            continue
+        common = _kept(reader, name, tensors[name], plan)
+        if common is not None:
             kept[name] = common
             for far, (number, channel) in enumerate(way_of(record, call)):
                 ways.setdefault(name, {})[number] = far, channel
@@ -171,12 +174,13 @@ class Features:
     def difference(self) -> Tensor:
         """The squared difference as a share of the mean square of both, the mean over all boundaries.
 
-        Modules that one network ran in another number of times, as where training drops layers, do not count.
+        Modules that one network ran in another number of times, as where training drops layers, or on other
+        rows, do not count.
         """
         shares: list[Tensor] = []
         for place in self._places:
             told, said = self._told_at(place), self._said.get(place.module, ())
-            if len(told) == len(said):
+            if [each.shape for each in told] == [each.shape for each in said]:
                 shares += map(_Share.apply, said, told)
         self.forget()
         return torch.stack(shares).mean() if shares else torch.zeros(())

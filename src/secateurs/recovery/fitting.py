@@ -217,6 +217,8 @@ class Equations:
         """
         channel = (self.fit.others[call - 1] if call else self.fit.links[0]).chain.channel
         count = positions_of(original.shape, channel)
+        if not count:  # no token of the batch went to this expert
+            return
         places = sampled(count, chance, batches * self._rows) if self.fit.weights else torch.arange(count)
         for some in places.split(max(_AT_ONCE // max(self.fit.columns, 1), 1)):
             self._add(original, smaller, readings, some, call)
@@ -243,6 +245,11 @@ class Equations:
         groups = self.fit.groups
         rows = rows if self.fit.weights else missing[:, :0]
         self.missing.add(rows, missing.reshape(len(missing), groups, -1).movedim(1, 0))
+
+    @property
+    def count(self) -> int:
+        """Positions that were taken in."""
+        return self._values.count
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes."""

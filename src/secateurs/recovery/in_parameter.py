@@ -19,18 +19,27 @@ class InParameter:
         reading: The dimensions of the parameter that are summed over, together the reader's inputs.
         outputs: Those that together are its outputs.
         first: Its first output, where it is some rows of a larger parameter.
+        index: Which of several matrices it is, one for each dimension that comes before those of a matrix.
     """
 
     reading: tuple[int, ...]
     outputs: tuple[int, ...]
     first: int = 0
+    index: tuple[int, ...] = ()
 
 
 def place_in(reader: Reader, parameter: Tensor) -> InParameter | None:
     """Where a reader's weight lies in a parameter.
 
-    A weight may be the parameter itself, some of its rows, its transpose, or a matrix that one of more
-    dimensions is reshaped to; else there is no such place.
+    A weight may be the parameter itself, some of its rows, its transpose, a matrix that one of more
+    dimensions is reshaped to, or one of several matrices that a parameter of more dimensions holds; else
+    there is no such place.
+
+    Example:
+        >>> import torch
+        >>> experts = torch.zeros(3, 4, 5)
+        >>> place_in(Reader(source=torch.zeros(2, 5), weight=experts[1], bias=None), experts)
+        InParameter(reading=(2,), outputs=(1,), first=0, index=(1,))
 
     Args:
         reader: The reader.
@@ -43,6 +52,8 @@ def place_in(reader: Reader, parameter: Tensor) -> InParameter | None:
         wide = _dims_of_sides(reader, shape) if offset == 0 and weight.numel() == parameter.numel() else None
         if wide is not None:
             return wide
+    if weight.dim() == 2 < parameter.dim():
+        return _one_of_matrices(reader, shape, steps, offset)
     if weight.dim() != parameter.dim():
         return None
     if weight.stride() == steps:
@@ -53,6 +64,26 @@ def place_in(reader: Reader, parameter: Tensor) -> InParameter | None:
         return InParameter((reading,), (outputs,), row) if is_there else None
     is_turned = weight.dim() == 2 and weight.stride() == steps[::-1] and tuple(weight.shape) == shape[::-1]
     return InParameter((outputs,), (reading,)) if is_turned and offset == 0 else None
+
+
+def _one_of_matrices(
+    reader: Reader, shape: Sequence[int], steps: Sequence[int], offset: int
+) -> InParameter | None:
+    """The place of a matrix, or of its transpose, that is picked out of all but two dimensions."""
+    weight, last = reader.weight, len(shape) - 2
+    is_turned = (tuple(weight.shape), weight.stride()) == (shape[: last - 1 : -1], steps[: last - 1 : -1])
+    if not is_turned and (tuple(weight.shape), weight.stride()) != (shape[last:], steps[last:]):
+        return None
+    index = []
+    for step in steps[:last]:
+        index.append(offset // step if step else 0)
+        offset -= index[-1] * step
+    is_inside = all(0 <= at < size for at, size in zip(index, shape[:last], strict=True))
+    if offset or not is_inside:
+        return None
+    sides = (last + 1, last) if is_turned else (last, last + 1)  # of the parameter, as those of the weight
+    reading, outputs = reader.reading_dim, 1 - reader.reading_dim
+    return InParameter((sides[reading],), (sides[outputs],), index=tuple(index))
 
 
 def _dims_of_sides(reader: Reader, shape: Sequence[int]) -> InParameter | None:

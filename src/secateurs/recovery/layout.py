@@ -21,6 +21,8 @@ from secateurs.recovery.readers import Reader
 from secateurs.recovery.recording import Recorder
 from secateurs.recovery.writing import begin
 
+_NO_READER = "no linear layer, convolution or product with a matrix reads it as it is"
+_UNUSED = "the batch that calls most does not come to it: larger batches may"
 _SPARED = "its outputs may be combinations of the original's, which have other constants"
 
 
@@ -35,6 +37,7 @@ class Layout:
         held: For each fit the bytes that a pass of both networks over the first batch holds at most where it
             waits, from there to its end.
         norms: Running means of the batch norms that see other values than before the cut.
+        record: The pass of the original whose calls are meant.
     """
 
     fits: tuple[Fit, ...]
@@ -42,6 +45,7 @@ class Layout:
     copied: frozenset[int]
     held: tuple[int, ...]
     norms: tuple[Tensor, ...] = field(repr=False)
+    record: Recorder = field(repr=False)
 
 
 def lay_out(
@@ -86,6 +90,7 @@ def lay_out(
         copied=frozenset(whole.living.overwritten | small.living.overwritten),
         held=_held(fits, whole, small),
         norms=tuple(norms_behind(small, changed)),
+        record=whole,
     )
 
 
@@ -169,6 +174,7 @@ class _Search:
         self.into_streams = into_streams
         self.cuts = {(axis.parameter, axis.dim): axis.removed for axis in plan.axes}
         self.left: dict[str, str] = {}
+        self.known: set[str] = set()  # parameters that layers read with
         self.begun: set[int] = set()
         self.aims: dict[str, Aim] = {}
         self.shared: list[list[Link]] = []
@@ -192,13 +198,12 @@ class _Search:
                 reason = _SPARED if is_spared else self._add(call, reader, name, found, is_cut=is_cut)
                 if reason and is_cut:
                     self.left[name] = reason
-        known = {link.name for link in found} | set(self.left) | {links[0].name for links in self.shared}
+        used = set[str]().union(*self.small.named)
         for axis in self.plan.axes:
-            is_read = axis.silenced and len(self.before[axis.parameter].shape) > 1
-            if is_read and axis.parameter not in known and (axis.parameter, axis.dim) not in produced:
-                self.left[axis.parameter] = (
-                    "no linear layer, convolution or product with a matrix reads it as it is"
-                )
+            name = axis.parameter
+            is_read = axis.silenced and len(self.before[name].shape) > 1
+            if is_read and name not in self.known | {*self.left} and (name, axis.dim) not in produced:
+                self.left[name] = _NO_READER if name in used else _UNUSED
         return found
 
     def _add(self, call: int, reader: Reader, name: str, found: list[Link], *, is_cut: bool) -> str | None:
@@ -257,6 +262,8 @@ class _Search:
     def _link(self, call: int, name: str, *, alone: bool = False, in_loop: bool = False) -> Link | str:
         """The link of a call; or why there is none."""
         reader, other = self.small.readers[call], self.whole.readers.get(call)
+        place = place_in(reader, self.after[name])
+        index = () if place is None else place.index
         if other is None:
             return "the original reads it in another way"
         given, read = (of(other, self.plan, name, self.before[name]) for of in (outputs_kept, inputs_kept))
@@ -276,7 +283,9 @@ class _Search:
             if columns is not None and chain.point != call:
                 return self._link(call, name, alone=True, in_loop=in_loop)
             return "its outputs are cut along another dimension too"
-        key = name if name not in self.aims else f"{name} (call {call})"
+        self.known.add(name)
+        key = name + "".join(f"[{each}]" for each in index)
+        key = key if key not in self.aims else f"{key} (call {call})"
         self.aims[key] = Aim(kept=given.indices, factors=given.factors, mix=mix)
         link = Link(
             name=key,

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from secateurs.graph.packed import tensors_in
+from secateurs.graph.paths import NOWHERE
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.batches import examples_in
+from secateurs.recovery.choices import Choices
 from secateurs.recovery.fitting import Equations, Fit, Link, Solution
 from secateurs.recovery.layout import Layout
 from secateurs.recovery.passes import THREAD_BYTES, SuspendedPass
@@ -117,10 +119,29 @@ class Pair:
         self._model, self._smaller, self._layout, self._inputs = model, smaller, layout, inputs
         self.batches, self._chance = batches, chance
         self._passes: tuple[SuspendedPass, SuspendedPass] | None = None
+        self._numbers = layout.record.numbers_in(model, inputs)
+        self._choices = Choices(self._own(layout.record.choices))
+        self._is_shown = False  # the passes wait at the point of the fit at hand
+
+    def _own(self, calls: Collection[int]) -> Collection[int]:
+        """The numbers that calls have in these passes, and those of all that are not known."""
+        if self._numbers is None:
+            return calls
+        return {own for own, call in enumerate(self._numbers) if call in calls or call == NOWHERE}
+
+    def _makes(self, fit: Fit) -> bool:
+        """Whether these passes make the calls of a fit."""
+        if self._numbers is None:
+            return True
+        calls = {call for link in (*fit.links, *fit.others) for call in (link.chain.call, link.chain.point)}
+        return calls.issubset(self._numbers)
 
     def show(self, equations: Equations, fits: Sequence[Fit]) -> None:
         """Let the equations see what both networks give at the point of the first of the fits to come."""
         fit = equations.fit
+        self._is_shown = self._makes(fit)
+        if not self._is_shown:
+            return
         if self._passes is None:
             self._passes = self._start(fits)
         original, smaller = self._passes
@@ -154,11 +175,15 @@ class Pair:
 
     def correct(self, equations: Equations, solution: Solution) -> None:
         """Give the waiting pass the values that it has with the new weights."""
-        if self._passes is not None:
+        if self._passes is not None and self._is_shown:
             smaller = self._passes[1]
             correct(equations, solution, smaller.value, smaller.readings)
-            for each in self._passes:
-                each.forget([link.chain.call for link in equations.fit.links])
+            self.forget(equations.fit)
+
+    def forget(self, fit: Fit) -> None:
+        """Give back the memory of what the layers of a fit have read."""
+        for each in self._passes or ():
+            each.forget([link.chain.call for link in fit.links])
 
     def close(self) -> None:
         """Leave both passes."""
@@ -183,6 +208,9 @@ class Pair:
             reads=reads,
             copied=reads & self._layout.copied,
             moves={move: link.chain.call for link in links for move in link.chain.moves},
+            names=self._layout.record.names,
+            numbers=self._numbers,
+            choose=self._choices.note if model is self._model else self._choices.follow,
         )
 
 

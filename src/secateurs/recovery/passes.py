@@ -8,7 +8,7 @@ the middle of the model's own ``forward`` until the layer it has come to is refi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 from secateurs.errors import TrainingError
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.packed import call_tensors
+from secateurs.graph.paths import NOWHERE
 from secateurs.graph.running import Inputs, call_model
+from secateurs.recovery.choices import Chooser
 from secateurs.recovery.moves import Move, move_of, origins
 from secateurs.recovery.readers import Reader, reader_of
 from secateurs.recovery.written_out import WrittenOut
@@ -72,6 +74,10 @@ class SuspendedPass(TorchFunctionMode):
         reads: Numbers of the calls of which to keep what weights read, until `forget`.
         copied: Those of them whose inputs are overwritten before the pass stops, so that a copy is kept.
         moves: Which of them the calls belong to that only move their results on.
+        names: What the calls are named by whose numbers these are.
+        numbers: Of the calls of this pass, where it makes others; see `numbers_along`.
+        choose: Is told what each call gives, and says what it is to give; see `Choices`. It goes by the
+            numbers of the calls in this pass.
 
     Attributes:
         value: The result of the call that the pass waits at; changes made to it in place count.
@@ -95,8 +101,12 @@ class SuspendedPass(TorchFunctionMode):
         reads: Collection[int] = (),
         copied: Collection[int] = (),
         moves: Mapping[int, int] | None = None,
+        names: Sequence[str] | None = None,
+        numbers: Sequence[int] | None = None,
+        choose: Chooser | None = None,
     ) -> None:
         super().__init__()
+        self._names, self._numbers, self._choose = names, numbers, choose
         self._model, self._inputs = model, inputs
         self._stops, self._reads, self._copied = frozenset(stops), frozenset(reads), frozenset(copied)
         self._moves = moves or {}
@@ -122,10 +132,7 @@ class SuspendedPass(TorchFunctionMode):
         if self._error is not None:
             raise self._error
         if self._at != stop:
-            raise TrainingError(
-                f"the model takes another path on some inputs: call {stop} of its forward pass is missing",
-                fix="repair with inputs of one shape, like those that were traced",
-            )
+            raise _off_path(f"call {stop} of its forward pass is missing")
         return self.value
 
     def forget(self, calls: Collection[int]) -> None:
@@ -163,18 +170,28 @@ class SuspendedPass(TorchFunctionMode):
         kwargs = kwargs or {}
         if not is_numbered(func):
             return func(*args, **kwargs)
-        number = self._call
+        own = self._call
         self._call += 1
+        number = own if self._numbers is None else self._numbers[own] if own < len(self._numbers) else NOWHERE
+        if number in self._stops or number in self._reads:
+            self._check(number, func)
         if number in self._reads:
             self._read(number, func, args, kwargs)
         if number in self._moves:
             self._move(self.readings.get(self._moves[number]), func, args, kwargs)
         out = func(*args, **kwargs)
+        if self._choose is not None:
+            out = self._choose(own, func, args, kwargs, out)
         if number in self.readings:
             self.readings[number].shape = out.shape
         if number in self._stops:
             self._wait(number, out)
         return out
+
+    def _check(self, number: int, func: Any) -> None:
+        name = getattr(func, "__name__", str(func))
+        if self._names is not None and name != self._names[number]:
+            raise _off_path(f"call {number} of its forward pass is {name}, and was {self._names[number]}")
 
     def _read(self, number: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reader = reader_of(func, args, kwargs)
@@ -210,6 +227,13 @@ class SuspendedPass(TorchFunctionMode):
         self._go.acquire()
         if self._is_closed:
             raise _Left
+
+
+def _off_path(what: str) -> TrainingError:
+    return TrainingError(
+        f"the model takes another path on some inputs: {what}",
+        fix="repair with inputs of one shape, like those that were traced",
+    )
 
 
 def exchanged(

@@ -224,6 +224,8 @@ class Watching(TorchFunctionMode):
         see: Called with the number of the torch function call in the pass (as in `Graph.reads`), the reader
             and the call's result, which is kept by no one and may be changed in place later. What it
             returns, unless None, takes the result's place.
+        numbers: Of the calls, where the pass makes others than the one that they are known from; see
+            `secateurs.graph.paths`. Calls without a number are not shown.
 
     Example:
         >>> moments = {}
@@ -238,9 +240,20 @@ class Watching(TorchFunctionMode):
         (2, [[1.0, 1.0, 1.0]])
     """
 
-    def __init__(self, see: Callable[[int, Reader, Tensor], Tensor | None]) -> None:
+    def __init__(
+        self, see: Callable[[int, Reader, Tensor], Tensor | None], numbers: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        self._see, self._call = see, 0
+        self.made = 0  # numbered calls
+        self._see, self._numbers = see, numbers
+
+    @property
+    def number(self) -> int | None:
+        """That of the next numbered call, if it has one."""
+        if self._numbers is None:
+            return self.made
+        number = self._numbers[self.made] if self.made < len(self._numbers) else -1
+        return number if number >= 0 else None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -248,10 +261,10 @@ class Watching(TorchFunctionMode):
         kwargs = kwargs or {}
         reader = reader_of(func, args, kwargs)  # before the call: some work in place
         out = func(*args, **kwargs)
-        if reader is not None:
-            shown = self._see(self._call, reader, out)
+        if reader is not None and (number := self.number) is not None:
+            shown = self._see(number, reader, out)
             out = out if shown is None else shown
-        self._call += is_numbered(func)
+        self.made += is_numbered(func)
         return out
 
 

@@ -15,8 +15,10 @@ from torch.overrides import TorchFunctionMode
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.packed import call_tensors, first_tensor, results_of, tensors_in
+from secateurs.graph.paths import CallPath, Signature, Signatures, numbers_along
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Norm, Step
+from secateurs.recovery.choices import Chooser, is_choice, is_told
 from secateurs.recovery.computed import Call, Computed, Tape
 from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.living import Living, storage_of
@@ -26,12 +28,7 @@ from secateurs.recovery.spelled import MULTIPLIED
 from secateurs.recovery.steps import steps_of
 from secateurs.recovery.written_out import WrittenOut
 
-_OF_VALUES = frozenset(
-    (
-        *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
-        *("__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__"),
-    )
-)
+_PICKING = frozenset(("__getitem__", "index_select", "gather", "take_along_dim"))
 _OUTPUT = -1  # reads what the model gives
 _NOTHING = -2  # made by no call
 
@@ -54,12 +51,17 @@ class Recorder(TorchFunctionMode):
         units: Of products with weights of more than two dimensions, see `WideProduct.units`.
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
+        calls: The signatures of all numbered calls; see `secateurs.graph.paths`.
+        origins: Of each call that picks rows of an activation, as those of an expert, the call that made it.
+        picks: Of each call that works on rows alone that a call has picked, that call.
+        choices: The calls that choose by activations, such as the experts of a token; what they give is read.
 
     Args:
         model: The model, in evaluation mode.
         inputs: What it is called with.
         watched: Modules by name.
         written_out: Whether products inside of recurrent layers and einsum are calls of their own.
+        choose: Is told what each call gives, and says what it is to give; see `Choices`.
     """
 
     def __init__(
@@ -69,9 +71,17 @@ class Recorder(TorchFunctionMode):
         watched: Mapping[str, nn.Module] | None = None,
         *,
         written_out: bool = False,
+        choose: Chooser | None = None,
     ) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.calls: list[Signature] = []
+        self.choices: set[int] = set()
+        self.origins: dict[int, int] = {}
+        self.picks: dict[int, int] = {}
+        self._signatures = Signatures(model)
+        self._choose, self._by_activations = choose, set[int]()
+        self._behind_activations: set[int] = set()
         self.readers: dict[int, Reader] = {}
         self.of_states: set[int] = set()
         self.plain: list[int] = []
@@ -102,6 +112,17 @@ class Recorder(TorchFunctionMode):
         self._made.clear()
 
     # -- what was recorded ------------------------------------------------------------------------
+
+    def numbers_in(self, model: nn.Module, inputs: Inputs) -> list[int] | None:
+        """For each call of another pass the number of the same in this one; None where both are the same.
+
+        Args:
+            model: The model, in evaluation mode.
+            inputs: What it is called with. Where nothing is chosen, no pass is needed to tell.
+        """
+        if not self.choices:
+            return None
+        return numbers_along(CallPath(model, inputs, WrittenOut()).calls, self.calls)
 
     def name_of(self, weight: Tensor) -> str | None:
         """The parameter or buffer that a tensor is, is a view of, or is computed from value by value."""
@@ -188,6 +209,7 @@ class Recorder(TorchFunctionMode):
         self.names.append(getattr(func, "__name__", str(func)))
         self._note_number()
         operands = call_tensors(args, kwargs)
+        self.calls.append(self._signatures.of(func, operands))
         makers = [self._maker(tensor) for tensor in operands]
         self.makers.append(makers)
         self.named.append({name for each in operands if (name := self._given(each)) is not None})
@@ -198,11 +220,14 @@ class Recorder(TorchFunctionMode):
                 self.norms[number] = step.norm
         versions = [tensor._version for tensor in operands]
         out = func(*args, **kwargs)
+        out = out if self._choose is None else self._choose(number, func, args, kwargs, out)
         results = results_of(out)
+        self._note_choices(number, func, operands, makers, out, results)
+        self._note_picks(number, operands, makers)
         changed = [t for t, before in zip(operands, versions, strict=True) if t._version != before]
         self.living.changed(changed)
         is_constant = func is product_with_state and reader is None  # the state before the first step
-        is_read = bool(results) or self.names[-1] in _OF_VALUES  # a shape is no value
+        is_read = bool(results) or is_told(func)  # a shape is no value
         if is_read and func not in RECURRENT and not is_constant:  # a layer's are read in calls of their own
             self._use(operands, results, number)
         for maker in makers if is_read else ():
@@ -221,14 +246,61 @@ class Recorder(TorchFunctionMode):
             self._products.add(number)
         if func is product_with_state:
             self.of_states.add(number)
-        for result in results:
-            self._note(result, number, is_data)
+        for tensor in changed if is_data and not results else ():  # `x[rows] = values` gives nothing
+            self._note(tensor, number, True)
+        for result in results:  # which expert's weight is picked depends on data, its values do not
+            is_picked = not changed and storage_of(result) in self._storages
+            self._note(result, number, is_data and not is_picked)
         if (parts := WeightNorm.of(func, args, kwargs)) is not None and not is_data:
             self._derived[id(out)] = weakref.ref(out), parts
         elif results and not is_data and not changed:
             self._tape.note(Call(func, args, kwargs, tuple(results), number), operands)
         self._note_living(number)
         return out
+
+    def _note_choices(
+        self,
+        number: int,
+        func: Any,
+        operands: list[Tensor],
+        makers: list[int],
+        out: Any,
+        results: list[Tensor],
+    ) -> None:
+        """Note which calls chose what this one is given, and whether it may be one of them.
+
+        Whole numbers choose, and so do truth values that an index is made of or Python is told; those that
+        activations are multiplied with are a part of an activation function.
+        """
+        if any(each.is_floating_point() and self._is_data([each]) for each in operands):
+            self._by_activations.add(number)
+            if is_told(func) and not results and not isinstance(out, float):
+                self.choices.add(number)
+        is_chosen = self.names[-1] == "__getitem__" or not any(map(torch.is_floating_point, results))
+        for tensor, maker in zip(operands, makers, strict=True):
+            is_index = is_choice(tensor) and (is_chosen or tensor.dtype != torch.bool)
+            if is_index and maker in self._by_activations:
+                self.choices.add(maker)
+
+    def _note_picks(self, number: int, operands: list[Tensor], makers: list[int]) -> None:
+        """Note where the rows that the call works on were picked, if all were picked in one place."""
+        if number in self._by_activations or not self._behind_activations.isdisjoint(makers):
+            self._behind_activations.add(number)
+        is_data = [self._is_data([each]) for each in operands]
+        values = [
+            maker
+            for maker, tensor, known in zip(makers, operands, is_data, strict=True)
+            if known and tensor.is_floating_point()
+        ]
+        are_chosen = any(
+            is_choice(tensor) and maker in self._behind_activations
+            for tensor, maker in zip(operands, makers, strict=True)
+        )
+        is_dealt = bool(self._steps.units) and self._steps.is_inside
+        if self.names[-1] in _PICKING and len(values) == 1 and (are_chosen or is_dealt):
+            self.origins[number], self.picks[number] = values[0], number
+        elif values and all(maker in self.picks for maker in values):
+            self.picks[number] = self.picks[values[0]]
 
     def _note_number(self) -> None:
         """Note the number that the call has where recurrent layers run as they are."""

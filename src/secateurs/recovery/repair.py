@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from secateurs.graph.copying import foreign_hooks_unseen, tensors_of
 from secateurs.graph.exchange import attention_written_out
 from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.memos import memos_left_out
+from secateurs.graph.paths import CallPath
 from secateurs.graph.running import Inputs, attention_as_written, device_of, modes_kept
 from secateurs.planning.plan import Plan
 from secateurs.recovery.batch_norm import reestimate
@@ -29,6 +31,7 @@ from secateurs.recovery.pairs import Pairs, examples_of
 from secateurs.recovery.streams import Stream
 from secateurs.recovery.surroundings import on_device, summed
 from secateurs.recovery.writing import write
+from secateurs.recovery.written_out import WrittenOut
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -173,7 +176,7 @@ def repair(
     return Repair(
         how=how,
         layers=tuple(layers),
-        left={} if how == "batch-norm" else layout.left,
+        left={} if how == "batch-norm" else {**layout.left, **job.left},
         images=images,
         seconds=round(time.perf_counter() - started, 3),
         peak_bytes=job.peak,
@@ -195,11 +198,15 @@ class _Repairing:
         self.model, self.smaller, self.inputs = model, smaller, inputs
         self.seed, self.memory, self.accelerator = seed, memory, accelerator
         self.peak = self.examples = 0
+        self.left: dict[str, str] = {}
 
     def layout(self, plan: Plan, how: str) -> Layout:
         """What there is to do; layers that feed products are given the combinations that are best."""
         first = self.inputs[0]
         both = Both.of(self.model, self.smaller, first)
+        if both.whole.choices:  # where each expert has a token, all of them are seen
+            first = max(self.inputs, key=lambda inputs: len(CallPath(self.model, inputs, WrittenOut()).calls))
+            both = Both.of(self.model, self.smaller, first)
         if how == "batch-norm":
             return lay_out(both, plan, weights=False)
         found = exchangeable(
@@ -210,7 +217,7 @@ class _Repairing:
             spared = {call for left in mixed for call, is_weight in left if not is_weight}
             return lay_out(both, plan, weights=False, spared=spared)
         found = {each: left for each, left in found.items() if can_be_refitted(both, each, left)}
-        mixes, self.peak = combinations(self.model, found, self.inputs, self._added_up)
+        mixes, self.peak = combinations(self.model, found, self.inputs, both.whole, self._added_up)
         into_streams = {call for each in found if isinstance(each, Stream) for call in each.writers}
         return lay_out(both, plan, weights=True, mixes=mixes, into_streams=into_streams)
 
@@ -232,6 +239,12 @@ class _Repairing:
     def fit(self, layout: Layout, ridge: float | None) -> list[Repaired]:
         """Fit after fit, in the order of the forward pass; every pass waits until the next is written."""
         processes = self.accelerator.num_processes if self.accelerator is not None else 1
+        names = zlib.crc32(repr([link.name for fit in layout.fits for link in fit.links]).encode()) & 0xFFFF
+        if self.of_all(names) != processes * names:
+            raise TrainingError(
+                "the batches of one process take another path through the model than those of another",
+                fix="give each process more batches, or repair in a single process",
+            )
         pairs = Pairs(self.model, self.smaller, layout, self.inputs, memory=self.memory, seed=self.seed)
         done = []
         try:
@@ -243,6 +256,11 @@ class _Repairing:
                     pair.show(equations, layout.fits[place:])
                 if self.accelerator is not None:
                     equations.reduce(self.accelerator)
+                if not equations.count:
+                    self.left |= {link.name: "no input comes to it" for link in fit.links}
+                    for pair in pairs:
+                        pair.forget(fit)
+                    continue
                 solution = equations.solve(ridge)
                 write(equations, solution)
                 for pair in pairs:

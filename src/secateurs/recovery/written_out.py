@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from secateurs.recovery.grouped_products import GROUPED, grouped_steps
 from secateurs.recovery.recurrence import RECURRENT, steps_of
 from secateurs.recovery.spelled import ADDED, MULTIPLIED, SPELLED, SUMMED, Product
 from secateurs.recovery.wide_products import BILINEAR, WideProduct, bilinear_steps
 
-_IN_STEPS = RECURRENT | SPELLED | SUMMED | BILINEAR | ADDED.keys()
+_IN_STEPS = RECURRENT | GROUPED | SPELLED | SUMMED | BILINEAR | ADDED.keys()
 
 
 class WrittenOut(TorchFunctionMode):
@@ -66,6 +67,10 @@ class WrittenOut(TorchFunctionMode):
                 return steps_of(func, args)
             if func in BILINEAR:
                 return bilinear_steps(args, kwargs)
+            if func in GROUPED:
+                steps = grouped_steps(args, kwargs)
+                self.units = {} if steps is None else steps[1]
+                return None if steps is None else steps[0]
             if func in SUMMED:
                 factors = self._factors(args)
                 product = None if factors is None else WideProduct.of_sum(factors, args, kwargs)
