@@ -8,6 +8,7 @@ its outputs counts at the *point*: after the batch norm and the residual sum tha
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.criteria.dealt import Dealt
 from secateurs.criteria.elimination import Regression
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.places import Place, WidePlace
 from secateurs.criteria.processes import largest
 from secateurs.criteria.products import ProductPlace, with_combinations
 from secateurs.criteria.readings import scoring_mode
-from secateurs.errors import UnrankedError
+from secateurs.errors import ScoreError, UnrankedError
 from secateurs.graph.calls import is_numbered
 from secateurs.graph.groups import NO_UNIT, Graph, Group, UnitProduct, UnitRead
+from secateurs.graph.paths import NOWHERE
 from secateurs.graph.products import operands_of
 from secateurs.recovery.chains import Chain
 from secateurs.recovery.factor_search import factors_in
@@ -54,9 +57,13 @@ class Consumers:
 
     def __init__(self, graph: Graph, device: torch.device, *, at_points: bool, seed: int = 0) -> None:
         self._graph, self._reads = graph, Reads({}, graph.reads)
+        self._routes: dict[tuple[int, ...] | None, list[int] | None] = {}  # by what calls are in the trace
+        self._known: dict[tuple[int, int], int] = {}  # by the call in the trace, and which part of it
+        self._count = 0
+        self._dealt = Dealt(device)
         self._device, self._at_points = device, at_points
         self._chance = torch.Generator().manual_seed(seed)
-        self._is_followed, self._chains = False, dict[int, Chain]()
+        self._chains: dict[int, Chain] = {}
         self._behind: dict[int, int] = {}
         self._passages: dict[int, Factors] = {}
         self.places: dict[int, Place] = {}
@@ -64,8 +71,7 @@ class Consumers:
 
     def read(self, batch: Batch) -> None:
         """Run the model on a batch; in evaluation mode, see `scoring_mode`."""
-        if not self._is_followed:
-            self._follow(batch)
+        numbers = self._route(batch)
         points: dict[int, list[int]] = {}
         for call, chain in self._chains.items():
             points.setdefault(chain.point, []).append(call)
@@ -73,43 +79,89 @@ class Consumers:
         ranks = [place.rank for place in self.products.values() if place.rank is not None]
 
         def see(call: int, reader: Reader, result: Tensor) -> None:
-            if call in self._reads.of_calls:
-                most, count = min(max(_ROWS, 2 * reader.columns), ROWS), reader.positions(result.shape)
+            count = reader.positions(result.shape)
+            if call in self._reads.of_calls and count:  # else no example comes to this expert
+                most = min(max(_ROWS, 2 * reader.columns), ROWS)
                 self._place(call, reader).take(reader, sampled(count, self._chance, most))
             for rank in ranks:
                 rank.see(call, reader, result)
 
         def arrive(call: int, result: Any) -> None:
+            self._dealt.arrive(call, result)
             for reader in points.get(call, ()):
-                self.places[reader].arrive(result)
+                if reader in self.places:
+                    self.places[reader].arrive(result)
 
         def meet(call: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             both = operands_of(func, args, kwargs) if call in self.products else None
             if both is not None:
                 self.products[call].take(*both)
 
-        with torch.no_grad(), _WatchingAll(see, arrive, meet), WrittenOut():
+        with torch.no_grad(), _WatchingAll(see, arrive, meet, numbers), WrittenOut():
             batch.outputs()
 
-    def _follow(self, batch: Batch) -> None:
+    def _route(self, batch: Batch) -> list[int] | None:
+        """What a batch's calls are numbered by here; None where it makes those of the first one.
+
+        A network that chooses by its activations may call others on other batches. Each way that it goes is
+        followed once.
+        """
+        way = None if batch.numbers is None else tuple(batch.numbers)
+        if way not in self._routes:
+            recorder = Recorder(batch.model, batch.inputs, written_out=True)
+            in_trace = recorder.plain if way is None else [way[plain] for plain in recorder.plain]
+            numbers = self._numbered(in_trace)
+            self._follow(batch, recorder, in_trace, numbers)
+            self._routes[way] = numbers if self._routes else None
+        return self._routes[way]
+
+    def _numbered(self, in_trace: Sequence[int]) -> list[int]:
+        """Numbers of the calls of a pass: those that the same calls had before, else new ones."""
+        parts: Counter[int] = Counter()
+        numbers = []
+        for call in in_trace:
+            key = (call, parts[call])
+            parts[call] += 1
+            number = None if call == NOWHERE else self._known.get(key)
+            if number is None:
+                number, self._count = self._count, self._count + 1
+                self._known[key] = number
+            numbers.append(number)
+        return numbers
+
+    def _follow(
+        self, batch: Batch, recorder: Recorder, in_trace: Sequence[int], numbers: Sequence[int]
+    ) -> None:
         """See what reads units, and where its outputs matter; from one pass, by what it calls."""
-        self._is_followed = True
-        recorder = Recorder(batch.model, batch.inputs, written_out=True)
-        self._reads = reads_of(self._graph, recorder)
-        numbers = {plain: number for number, plain in enumerate(recorder.plain)}
+        own = reads_of(self._graph, recorder, in_trace)
+        new = {call: numbers[call] for call in own.of_calls if numbers[call] not in self._reads.of_calls}
+        self._reads = Reads(
+            {**self._reads.of_calls, **{number: own.of_calls[call] for call, number in new.items()}},
+            [read for read in self._reads.unseen if read in own.unseen],
+        )
+        self._dealt.follow(recorder, numbers)
+        if not self._routes:
+            self._meet(batch, recorder, in_trace)
+        if self._at_points:
+            for call, number in new.items():
+                chain = chain_of(recorder, call)
+                self._chains[number] = replace(chain, point=numbers[chain.point])
+
+    def _meet(self, batch: Batch, recorder: Recorder, in_trace: Sequence[int]) -> None:
+        """See where activations of units are multiplied."""
         found = factors_in(batch.model, batch.inputs, recorder, agree=self._do_all) if self._at_points else ()
         ranks = {each.call: LowRank(each, self._device) for each in found if not each.is_read}
         self._passages = {each.call: each for each in found if each.is_read}
+        numbers = {call: number for number, call in enumerate(in_trace)}
         self.products = {
             numbers[each.call]: ProductPlace(each, self._device, ranks.get(numbers[each.call]))
             for each in self._graph.products
+            if each.call in numbers
         }
-        if self._at_points:
-            for call in self.products:
-                reader = next_reader(recorder, call)
-                if reader is not None and reader in self._reads.of_calls:
-                    self._behind[call] = reader
-            self._chains = {call: chain_of(recorder, call) for call in self._reads.of_calls}
+        for call in self.products if self._at_points else ():
+            reader = next_reader(recorder, call)
+            if reader is not None and reader in self._reads.of_calls:
+                self._behind[call] = reader
 
     def _do_all(self, here: bool) -> bool:
         """Whether something holds in all processes."""
@@ -130,27 +182,44 @@ class Consumers:
         """
         unseen = self._reads.unseen_of(group)
         if unseen is not None:
-            raise _not_understood(group, _where(group, unseen.call))
+            is_made = any(call == unseen.call for call, _ in self._known)
+            raise (_not_understood if is_made else _not_reached)(group, _where(group, unseen.call))
         found: list[Regression] = []
         for call, reads in self._reads.of_calls.items():
             for read in reads:
-                if _has(read, group):
+                if _has(read, group) and call in self.places:
                     factors = self._passages.get(call)
                     problems = self.places[call].regressions(read, group, centred=centred)
-                    found += [with_combinations(each, factors) for each in problems]
+                    share = self._dealt.share(call)
+                    found += [with_combinations(each, factors).times(share) for each in problems]
         for call, product in self.products.items():
-            share = self.places[self._behind[call]].share() if call in self._behind else 1.0
+            behind = self.places.get(self._behind.get(call, NOWHERE))
+            share = 1.0 if behind is None else behind.share()
             found += product.regressions(group, centred=centred, share=share)
         if not found:
-            raise _not_understood(group, _where(group, None))
+            are_read = any(_has(read, group) for reads in self._reads.of_calls.values() for read in reads)
+            raise (_not_reached if are_read else _not_understood)(group, _where(group, None))
         return found
 
     def combine(self) -> None:
-        """Add up what several processes have seen."""
-        for call in sorted(self.places):
-            self.places[call].combine()
+        """Add up what several processes have seen.
+
+        Raises:
+            ScoreError: What one of them has seen was on no way that another one's examples took.
+        """
+        of_number = {number: key for key, number in self._known.items()}
+        places = {of_number[call]: place for call, place in self.places.items()}
+        names = zlib.crc32(repr(sorted(places)).encode())
+        if largest(names, self._device) != -largest(-names, self._device):
+            raise ScoreError(
+                "the examples of one process take another path through the model than those of another",
+                fix="give each process more examples, or score in a single process",
+            )
+        for key in sorted(places):
+            places[key].combine()
         for call in sorted(self.products):
             self.products[call].combine()
+        self._dealt.combine(of_number)
 
 
 class _WatchingAll(Watching):
@@ -161,19 +230,20 @@ class _WatchingAll(Watching):
         see: Callable[[int, Reader, Tensor], None],
         arrive: Callable[[int, Any], None],
         meet: Callable[[int, Any, tuple[Any, ...], dict[str, Any]], None],
+        numbers: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(see)
+        super().__init__(see, numbers)
         self._arrive, self._meet = arrive, meet
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        before = self._call
-        if is_numbered(func):
-            self._meet(before, func, args, kwargs or {})
+        before, number = self.made, self.number
+        if is_numbered(func) and number is not None:
+            self._meet(number, func, args, kwargs or {})
         out = super().__torch_function__(func, types, args, kwargs)
-        if self._call > before:
-            self._arrive(before, out)
+        if self.made > before and number is not None:
+            self._arrive(number, out)
         return out
 
 
@@ -186,7 +256,8 @@ def unrankable(model: nn.Module, graph: Graph, inputs: Any) -> dict[str, Unranke
         inputs: What it is called on; a tensor, or a tuple or dictionary of arguments.
     """
     with scoring_mode(model, gradients=False), torch.no_grad():
-        reads = reads_of(graph, Recorder(model, inputs, written_out=True))
+        recorder = Recorder(model, inputs, written_out=True)
+        reads = reads_of(graph, recorder, recorder.plain)
     found = {}
     for group in graph.groups:
         unseen = reads.unseen_of(group)
@@ -213,23 +284,24 @@ class Reads:
         return next((read for read in self.unseen if _has(read, group)), None)
 
 
-def reads_of(graph: Graph, recorder: Recorder) -> Reads:
+def reads_of(graph: Graph, recorder: Recorder, in_trace: Sequence[int]) -> Reads:
     """Tell which readers of a pass are the reads of a graph.
 
     Args:
         graph: The graph.
         recorder: One pass of its model, with recurrent layers written out.
+        in_trace: The numbers of its calls in the trace.
     """
     by_call: dict[int, list[UnitRead]] = {}
     for read in graph.reads:
         by_call.setdefault(read.call, []).append(read)
-    parts = Counter(recorder.plain)
-    products = {recorder.plain[number] for number in recorder.units}
+    parts = Counter(in_trace)
+    products = {in_trace[number] for number in recorder.units}
     layers = {call for call in by_call if parts[call] > 1 and call not in products}
     seen = {read for call in layers for read in by_call[call] if read.argument}  # else the state is constant
     found: dict[int, list[UnitRead]] = {}
     for number, reader in recorder.readers.items():
-        call = recorder.plain[number]
+        call = in_trace[number]
         reads = by_call.get(call, [])
         if number in recorder.units:
             of_call = _of_product(reads, recorder.units[number], reader.groups)
@@ -300,6 +372,14 @@ def _where(group: Group, call: int | None) -> str:
     if call is not None:
         return f"torch function call {call} of the forward pass"
     return ", ".join(part.parameter for part in group.slices)
+
+
+def _not_reached(group: Group, where: str) -> UnrankedError:
+    return UnrankedError(
+        f"none of the examples comes to the weights that read the units of group {group.name!r}",
+        where=where,
+        fix=f"give more examples, plan with skip=[{group.name!r}], or use a criterion such as 'l2'",
+    )
 
 
 def _not_understood(group: Group, where: str) -> UnrankedError:

@@ -177,7 +177,7 @@ class _Scaled(Gates):
     def __init__(self, graph: Graph, device: torch.device, batch: Batch) -> None:
         super().__init__(graph, device, layouts=batch.layouts)
         self.gates = torch.ones(batch.examples, graph.units + 1, device=device, requires_grad=True)
-        self.begin(batch.examples)
+        self.begin(batch.examples, batch.numbers)
 
     def gate(self, value: Tensor, place: Place, dims: Sequence[tuple[int, UnitIndex]]) -> Tensor:
         """The value times its gates."""

@@ -50,7 +50,10 @@ def find_layouts(
         one = _activations(model, graph, device, pair, count)
     turned = tree_map_only(Tensor, lambda t: t.flip(0) if t.dim() and len(t) == count else t, pair)
     other = _activations(model, graph, device, turned, count)
-    return {place: _layout(*one[place], other[place][0], count) for place in unsure}
+    both = one.keys() & other.keys()
+    return {
+        place: _layout(*one[place], other[place][0], count) if place in both else None for place in unsure
+    }
 
 
 class _Keep(Gates):
@@ -70,7 +73,7 @@ def _activations(
     model: nn.Module, graph: Graph, device: torch.device, inputs: Any, examples: int
 ) -> dict[Place, tuple[Tensor, set[int]]]:
     keep = _Keep(graph, device)
-    keep.begin(examples)
+    keep.begin(examples, graph.numbers_in(model, inputs))
     with torch.no_grad(), keep:
         call_model(model, inputs)
     return keep.kept
@@ -79,7 +82,7 @@ def _activations(
 def _layout(one: Tensor, of_units: set[int], other: Tensor, examples: int) -> Layout | None:
     """The layout under which turning the examples round is what happened."""
     found: list[tuple[float, Layout]] = []
-    if one.shape == other.shape:
+    if one.shape == other.shape and one.numel():
         scale = float(one.abs().max().clamp(min=1e-30))
         for layout in _candidates(one, of_units, examples):
             at = layout.dim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Batch:
         loss_fn: The loss, the mean over the batch; None where no criterion asked for one.
         layouts: Where the examples lie in what weights read, by call and argument, where it is not their
             first dimension for certain.
+        numbers: Those that its calls have in the trace, where it makes others; see `secateurs.graph.paths`.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Batch:
     examples: int
     loss_fn: LossFunction | None
     layouts: Mapping[tuple[int, int], Layout | None] = field(default_factory=dict)
+    numbers: Sequence[int] | None = None
 
     def outputs(self) -> Any:
         """The model's outputs."""

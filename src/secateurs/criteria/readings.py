@@ -70,25 +70,32 @@ class Gates(TorchFunctionMode):
         self._names = {read.call: _where(read) for read in graph.reads}
         self.layouts = dict(layouts or {})
         self._call = 0
+        self._numbers: Sequence[int] | None = None
         self.examples = 0
 
-    def begin(self, examples: int) -> None:
-        """A forward pass on a batch of that many examples follows."""
-        self._call, self.examples = 0, examples
+    def begin(self, examples: int, numbers: Sequence[int] | None = None) -> None:
+        """A forward pass on a batch of that many examples follows.
+
+        Args:
+            examples: How many.
+            numbers: Those that its calls have in the trace, where it makes others.
+        """
+        self._call, self.examples, self._numbers = 0, examples, numbers
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if not is_numbered(func):
             return func(*args, **(kwargs or {}))
-        reads = self._reads.get(self._call)
+        number = self._call if self._numbers is None else self._numbers[self._call]
         self._call += 1
+        reads = self._reads.get(number)
         if reads:
-            args, kwargs = self._gated(reads, args, kwargs or {})
+            args, kwargs = self._gated(number, reads, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def _gated(
-        self, reads: dict[int, list[tuple[int, UnitIndex]]], args: Any, kwargs: Any
+        self, number: int, reads: dict[int, list[tuple[int, UnitIndex]]], args: Any, kwargs: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         leaves, structure = tree_flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -96,10 +103,10 @@ class Gates(TorchFunctionMode):
             if argument >= len(places) or not self._fits(leaves[places[argument]], dims):
                 raise ScoreError(
                     "the model takes another path on this data than in the trace",
-                    where=self._names[self._call - 1],
+                    where=self._names[number],
                     fix="trace with inputs like the data, and pass data of one shape",
                 )
-            here = (self._call - 1, argument)
+            here = (number, argument)
             leaves[places[argument]] = self.gate(leaves[places[argument]], here, dims)
         gated: tuple[tuple[Any, ...], dict[str, Any]] = tree_unflatten(leaves, structure)
         return gated

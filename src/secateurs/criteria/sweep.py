@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from secateurs.channels_last import ChannelsLast
 from secateurs.criteria.batches import LossFunction, batch_on
 from secateurs.criteria.layouts import find_layouts
-from secateurs.criteria.observed import Batch, Reading
+from secateurs.criteria.observed import Batch, Layout, Reading
 from secateurs.criteria.processes import add_up, are_several
 from secateurs.criteria.protocol import Criterion
-from secateurs.criteria.readings import Gates, scoring_mode
+from secateurs.criteria.readings import Gates, Place, scoring_mode
 from secateurs.errors import ScoreError
 from secateurs.graph.copying import tensors_of
 from secateurs.graph.groups import Graph
 from secateurs.graph.running import device_of
+from secateurs.recovery.batches import examples_in
 
 
 def needs_loss(criterion: Criterion) -> bool:
@@ -45,12 +48,12 @@ def sweep(
     device = device_of(model)
     for criterion in criteria:
         criterion.start(graph, device)
-    passes = _Passes(model, graph, criteria, loss_fn, device)
+    batches = _Sweep(model, graph, criteria, loss_fn, device)
     seen = torch.zeros((), dtype=torch.float64, device=device)
     gradients = any(needs_loss(criterion) for criterion in criteria)
     with scoring_mode(model, gradients=gradients), ChannelsLast(device) as channels_last:
         for item in data:
-            seen += passes.run(item, channels_last)
+            seen += batches.run(item, channels_last)
     add_up(seen)
     if not seen:
         raise ScoreError("the data has no batches", fix="pass a loader that yields (inputs, targets)")
@@ -59,8 +62,8 @@ def sweep(
             criterion.combine()
 
 
-class _Passes:
-    """Runs the model on one batch after the other."""
+class _Sweep:
+    """Makes batches of the data, and shows each to all criteria."""
 
     def __init__(
         self,
@@ -70,9 +73,66 @@ class _Passes:
         loss_fn: LossFunction | None,
         device: torch.device,
     ) -> None:
-        self._model, self._graph, self._device = model, graph, device
-        self._criteria, self._loss_fn = criteria, loss_fn
+        self._model, self._graph, self._device, self._loss_fn = model, graph, device, loss_fn
         self._needs_loss = any(needs_loss(criterion) for criterion in criteria)
+        self._of_batches, self._of_examples = (
+            _Passes(model, graph, [each for each in criteria if _is_of_examples(each) == of_examples], device)
+            for of_examples in (False, True)
+        )
+        self._all = _Passes(model, graph, criteria, device)
+        self._layouts: Mapping[Place, Layout | None] | None = None
+
+    def run(self, item: Any, channels_last: ChannelsLast) -> int:
+        """One batch; gives its number of examples.
+
+        Where these cannot be told apart, as behind a mixture that deals them out to experts, criteria that go
+        by examples see one after the other.
+        """
+        inputs, targets, examples = batch_on(item, self._device, labelled=self._needs_loss)
+        channels_last.choose(inputs, self._model)
+        if examples > 1 and self._layouts is None:
+            self._layouts = find_layouts(self._model, self._graph, self._device, inputs, examples)
+        are_told_apart = None not in (self._layouts or {}).values()
+        if are_told_apart or not self._of_examples.criteria or examples_in(inputs) != examples:
+            self._all.run(self._batch(inputs, targets, examples))
+            return examples
+        if self._of_batches.criteria:
+            self._of_batches.run(self._batch(inputs, targets, examples))
+        for number in range(examples):
+            one, target = tree_map_only(Tensor, partial(_example, number, examples), (inputs, targets))
+            self._of_examples.run(self._batch(one, target, 1))
+        return examples
+
+    def _batch(self, inputs: Any, targets: Any, examples: int) -> Batch:
+        return Batch(
+            model=self._model,
+            inputs=inputs,
+            targets=targets,
+            examples=examples,
+            loss_fn=self._loss_fn,
+            layouts=self._layouts or {},
+            numbers=self._graph.numbers_in(self._model, inputs),
+        )
+
+
+def _is_of_examples(criterion: Criterion) -> bool:
+    """Whether a criterion looks at single examples, and not at sums over a batch."""
+    return criterion.readings != "none" or (needs_loss(criterion) and not criterion.weight_gradients)
+
+
+def _example(number: int, examples: int, tensor: Tensor) -> Tensor:
+    """One example of a batch, as a batch; what does not count examples is the same for all."""
+    return tensor[number : number + 1] if tensor.dim() and len(tensor) == examples else tensor
+
+
+class _Passes:
+    """Runs the model on one batch after the other, for some criteria."""
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion], device: torch.device
+    ) -> None:
+        self.criteria = criteria
+        self._model, self._graph = model, graph
         self._looking = [each for each in criteria if each.readings == "activations"]
         self._observing = [each for each in criteria if each.readings == "gradients"]
         self._of_weights = [each for each in criteria if each.weight_gradients]
@@ -82,7 +142,6 @@ class _Passes:
             self._tell(self._observing) if self._observing else None,
             look=self._tell(self._looking) if self._looking else None,
         )
-        self._knows_layouts = False
 
     @staticmethod
     def _tell(criteria: Sequence[Criterion]) -> Any:
@@ -92,31 +151,18 @@ class _Passes:
 
         return tell
 
-    def run(self, item: Any, channels_last: ChannelsLast) -> int:
-        """One batch; gives its number of examples."""
-        inputs, targets, examples = batch_on(item, self._device, labelled=self._needs_loss)
-        channels_last.choose(inputs, self._model)
-        if examples > 1 and not self._knows_layouts:
-            self._gates.layouts = find_layouts(self._model, self._graph, self._device, inputs, examples)
-            self._knows_layouts = True
-        batch = Batch(
-            model=self._model,
-            inputs=inputs,
-            targets=targets,
-            examples=examples,
-            loss_fn=self._loss_fn,
-            layouts=self._gates.layouts,
-        )
-        for criterion in self._criteria:
+    def run(self, batch: Batch) -> None:
+        """Show a batch to the criteria."""
+        for criterion in self.criteria:
             criterion.begin_batch(batch)
         if self._looking or self._observing or self._of_weights:
             self._pass(batch)
-        for criterion in self._criteria:
+        for criterion in self.criteria:
             criterion.end_batch(batch.examples)
-        return batch.examples
 
     def _pass(self, batch: Batch) -> None:
-        self._gates.begin(batch.examples)
+        self._gates.layouts = dict(batch.layouts)
+        self._gates.begin(batch.examples, batch.numbers)
         if not (self._observing or self._of_weights):
             with torch.no_grad(), self._gates:
                 batch.outputs()
