@@ -42,8 +42,12 @@ class Block(nn.Module):
             for layer in (self.query, self.key, self.value)
         )
         x = x + self.out(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-        rest: Tensor = self.down(gelu(self.up(self.norm2(x))))
-        return x + rest
+        return x + self.feed(self.norm2(x))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The two layers."""
+        given: Tensor = self.down(gelu(self.up(x)))
+        return given
 
 
 class Transformer(nn.Module):

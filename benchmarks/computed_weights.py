@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import time
-from argparse import Namespace
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import secateurs
 from benchmarks.cifar_resnet56 import top1
-from benchmarks.common import arguments, augmented, cifar10, header
-from secateurs.recovery import Recipe, finetune, repair
+from benchmarks.common import arguments, cifar10, from_scratch, header
+from secateurs.recovery import repair
 
 
 class StdConv(nn.Conv2d):
@@ -96,23 +95,6 @@ class Net(nn.Module):
         return scores
 
 
-def trained(kind: str, args: Namespace) -> nn.Module:
-    """A network that was trained on all training images."""
-    torch.manual_seed(0)
-    model, (images, labels) = Net(*KINDS[kind]), cifar10(args.data, "train")
-    recipe = Recipe(
-        epochs=args.epochs,
-        lr=4e-3,
-        optimizer="adamw",
-        warmup_epochs=0.5,
-        clip_norm=1.0,
-        weight_decay=0.01,
-        precision="bf16",
-    )
-    finetune(model, lambda seed: augmented(images, labels, 128, seed), recipe=recipe)
-    return model.eval()
-
-
 def written_out(model: nn.Module) -> nn.Module:
     """The same network with its weights as plain parameters."""
     plain = Net(nn.Conv2d, KINDS["standardized, group norms"][1])
@@ -147,7 +129,8 @@ def main() -> None:
     tested = cifar10(args.data, "test")
     print("| weights | whole | cut | constants | reconstruction | as plain weights |\n|" + " --- |" * 6)
     for kind in KINDS:
-        model = trained(kind, args)
+        torch.manual_seed(0)
+        model = from_scratch(Net(*KINDS[kind]), args.data, args.epochs, lr=4e-3, precision="bf16")
         graph = secateurs.trace(model, images[:2])
         scores = secateurs.score(model, graph, "reconstruction", data=some, loss_fn=cross_entropy)
         plan = secateurs.plan(

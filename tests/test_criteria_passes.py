@@ -112,15 +112,41 @@ def test_layouts_are_found_by_turning_two_examples_round() -> None:
         assert set(found.values()) == wanted
 
 
-def test_examples_that_cannot_be_told_apart_are_refused_where_they_matter() -> None:
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "hessian", "mutual-information", "taylor-2019"])
+def test_examples_that_cannot_be_told_apart_are_shown_one_by_one(criterion: str) -> None:
     model = build(SortedRows)
     graph = secateurs.trace(model, model.example(1))
-    call = {"data": data_for(model, [6]), "loss_fn": F.cross_entropy}
+    whole, single = (
+        secateurs.score(model, graph, criterion, data=data_for(model, sizes), loss_fn=F.cross_entropy)[
+            "embed"
+        ]
+        for sizes in ([6], [1] * 6)
+    )
+    is_of_batches = criterion == "taylor-2019"  # the square of a batch's gradient
+    assert torch.allclose(whole, single, rtol=1e-4, atol=1e-9) != is_of_batches
+    assert (whole > 0).any()
+
+
+class BesideATable(nn.Module):
+    """Also takes what counts no examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = build(SortedRows)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        found: Tensor = self.rows(x) + table.sum()
+        return found
+
+
+def test_examples_that_can_be_neither_told_apart_nor_shown_one_by_one_are_refused() -> None:
+    model = BesideATable().eval()
+    inputs = (model.rows.example(6), torch.ones(3))
+    graph = secateurs.trace(model, inputs)
+    call = {"data": [(inputs, torch.randint(4, (6,)))], "loss_fn": F.cross_entropy}
     with pytest.raises(ScoreError, match="the examples of a batch cannot be told apart"):
         secateurs.score(model, graph, "taylor", **call)
-    assert (secateurs.score(model, graph, "apoz", **call)["embed"] > 0).any()
-    single = data_for(model, [1] * 6)
-    assert (secateurs.score(model, graph, "taylor", data=single, loss_fn=F.cross_entropy)["embed"] > 0).any()
+    assert (secateurs.score(model, graph, "apoz", **call)["rows.embed"] > 0).any()
 
 
 # -- forward only ---------------------------------------------------------------------------------

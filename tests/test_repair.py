@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+import mixtures
 import secateurs
 from secateurs.errors import TrainingError, UnknownNameError
 from secateurs.recovery import pairs, repair
@@ -849,11 +850,11 @@ TWO_PROCESSES = """
 import sys
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from test_repair import UNEQUAL, prepared, repair, wide
+from test_repair import SHARED, UNEQUAL, prepared, repair
 import torch
 
 torch.manual_seed(0)
-model, small, plan, inputs = wide() if sys.argv[2] == "wide" else prepared(sys.argv[2])
+model, small, plan, inputs = SHARED[sys.argv[2]]() if sys.argv[2] in SHARED else prepared(sys.argv[2])
 here = Accelerator()
 own = list(inputs.split(UNEQUAL))[here.process_index :: here.num_processes]
 done = repair(model, small, plan, own, how=sys.argv[1], accelerator=here)
@@ -873,6 +874,17 @@ def wide() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
     return model, small, plan, inputs
 
 
+def mixture() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
+    """Experts, of which some batches leave some out."""
+    torch.manual_seed(0)
+    model, inputs = mixtures.net("skipped", best=3), torch.randn(24, 8)
+    plan, small = cut(model, inputs, {"first.experts.1.0": list(range(12)), "stem.0": list(range(16))})
+    return model, small, plan, inputs
+
+
+SHARED = {"wide": wide, "mixture": mixture}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "case"),
@@ -881,13 +893,14 @@ def wide() -> tuple[nn.Module, nn.Module, secateurs.Plan, Tensor]:
         ("compensate", "in place"),
         ("reconstruct", "in place"),
         ("reconstruct", "wide"),
+        ("reconstruct", "mixture"),
         ("reconstruct", "several calls"),
         ("reconstruct", "dimensions of heads"),
         ("reconstruct", "linear stream"),
     ],
 )
 def test_two_processes_end_as_one(tmp_path: Path, how: str, case: str) -> None:
-    model, alone, plan, inputs = wide() if case == "wide" else prepared(case)
+    model, alone, plan, inputs = SHARED[case]() if case in SHARED else prepared(case)
     repair(model, alone, plan, inputs.split(UNEQUAL), how=how)
     script = tmp_path / "heal.py"
     script.write_text(TWO_PROCESSES)
