@@ -15,7 +15,7 @@ import torch
 import secateurs
 from benchmarks.common import header
 from benchmarks.zoo.lists import cases_of
-from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.errors import PlanError, some
 from secateurs.planning.limits import candidates
 

@@ -367,6 +367,29 @@ def test_experts_count_for_the_rows_they_are_dealt() -> None:
         assert share * 0.3 < float(curves[f"first.experts.{number}.0"][-1]) < share
 
 
+@pytest.mark.parametrize("spelling", ["picked", "skipped", "grouped"])
+def test_one_call_cuts_a_mixture_and_leaves_an_expert_without_rows_whole(spelling: str) -> None:
+    model = net(spelling, count=8, best=1)
+    with torch.no_grad():
+        model.first.gate.bias[2] = -100.0
+    step = secateurs.prune(model, ROWS.split(48), secateurs.Budget(macs=0.7))
+    step.verified.raise_if_failed()
+    cut = {group.name for group in step.plan.groups}
+    assert "first.experts.2.0" not in cut
+    of_experts = {name for name in cut if "experts" in name}
+    assert len(of_experts) > 5 or spelling == "grouped"  # two rows, on which others are traced, come to four
+    assert step.model(torch.randn(500, 8)).shape == (500, 3)
+
+
+def test_a_stream_is_ranked_by_the_experts_that_examples_come_to() -> None:
+    model = net("skipped")
+    graph = secateurs.trace(model, ROWS)
+    with torch.no_grad():
+        model.first.gate.bias[2] = -100.0
+    scores = secateurs.score(model, graph, "reconstruction", data=batches(24))
+    assert list(scores.missing) == ["first.experts.2.0"]
+
+
 def test_what_no_example_comes_to_is_not_ranked() -> None:
     model = net("picked")
     with torch.no_grad():
@@ -390,6 +413,8 @@ def _worker(rank: int, port: int, out: str) -> None:
         refused = str(error)
     torch.save(({name: values.tolist() for name, values in found.items()}, refused), f"{out}/{rank}.pt")
     dist.destroy_process_group()
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name], "nothing may keep the group of processes alive"
 
 
 def test_two_processes_score_a_mixture_as_one(tmp_path: Path) -> None:

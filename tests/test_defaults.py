@@ -14,7 +14,7 @@ from torch import nn
 import secateurs
 import test_jobs
 from machines import known_machine
-from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.errors import BudgetError, PlanError
 from secateurs.jobs import PruneSettings, prune_job, train_job
 from secateurs.progress import Event

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import secateurs
-from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.recovery import Repair, repair
 from secateurs.recovery.factor_search import factors_in
 from secateurs.recovery.features import boundaries

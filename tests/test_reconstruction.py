@@ -15,6 +15,7 @@ from secateurs.criteria.consumers import Consumers
 from secateurs.criteria.elimination import contributions
 from secateurs.criteria.observed import Batch
 from secateurs.criteria.readings import scoring_mode
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.errors import ScoreError
 from toy import Toy, conv
 
@@ -266,7 +267,7 @@ def test_queries_and_keys_are_worth_what_the_best_combinations_miss() -> None:
 @pytest.mark.parametrize("toy", [Bounded, Heads])
 def test_a_unit_of_queries_and_keys_is_worth_what_their_products_miss_without_it(toy: type[Compared]) -> None:
     model, graph, data = ready(toy)
-    assert not consumers.unrankable(model, graph, data[0])
+    assert not unrankable(model, graph, data[0])
     scores = secateurs.score(model, graph, "reconstruction", data=data)
     assert scores.curves is not None
     with torch.no_grad():

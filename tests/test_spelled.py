@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs
-from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.recovery import repair
 from secateurs.recovery.spelled import Product, Spelled
 from secateurs.recovery.wide_products import WideProduct

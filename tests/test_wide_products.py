@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs
-from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.recovery import repair
 from secateurs.recovery.in_parameter import place_in
 from secateurs.recovery.recording import Recorder

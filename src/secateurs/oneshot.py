@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateurs.criteria.batches import batch_on
-from secateurs.criteria.consumers import unrankable
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.errors import BudgetError, ScoreError, TraceError, some
 from secateurs.graph import Inputs, trace
+from secateurs.graph.groups import Graph
 from secateurs.graph.inference import outside_inference_mode
 from secateurs.graph.running import device_of
 from secateurs.planning.budgets import AtMost, Budget
@@ -86,11 +87,9 @@ def prune(
     device = device_of(model)
     whole = batch_on(chosen[0], device, labelled=False)[0] if inputs is None else inputs
     example = _few(whole) if inputs is None else inputs
-    try:
-        graph = trace(model, example)
-    except TraceError:  # such as sequences whose first dimension counts steps
-        graph, example = trace(model, whole), whole
-    unread = unrankable(model, graph, example)
+    graph, example = _traced(model, example, whole)
+    batches = (batch_on(batch, device, labelled=False)[0] for batch in chosen)
+    unread = unrankable(model, graph, example, batches)
     try:
         (step,) = prune_steps(
             model,
@@ -126,6 +125,17 @@ def _first(data: Iterable[Any], images: int) -> Iterator[Any]:
         seen += next((len(tensor) for tensor in tensors), 0)
         if seen >= images:
             return
+
+
+def _traced(model: nn.Module, few: Inputs, whole: Inputs) -> tuple[Graph, Inputs]:
+    """The graph, and what it was traced on: a few examples, or all of them where these do not suffice."""
+    try:
+        graph = trace(model, few)
+    except TraceError:  # such as sequences whose first dimension counts steps
+        return trace(model, whole), whole
+    if graph.path and few is not whole:  # which experts the examples come to, and what these cost
+        return trace(model, whole), whole
+    return graph, few
 
 
 def _few(inputs: Inputs) -> Inputs:

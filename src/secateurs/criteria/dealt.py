@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Dealt:
         others = [call for call, origin in self._origins.items() if origin == self._origins[pick]]
         return self._rows.get(pick, 0) / max(sum(self._rows.get(call, 0) for call in others), 1)
 
-    def combine(self, keys: Mapping[int, Any]) -> None:
+    def combine(self, keys: Sequence[Any]) -> None:
         """Add up what several processes have seen.
 
         Args:

@@ -6,12 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if dist.is_available():
-    # Its functions have the process group of the import as a default. Imported later, as torch does when it
-    # first needs its compiler, they would keep a group alive after its end, and with it threads that can
-    # abort a process as it exits.
-    import torch.distributed.nn
-
 
 def are_several() -> bool:
     """Whether this program runs as one of several processes that know of each other."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from secateurs.collectives import import_collectives
 from secateurs.errors import TraceError
 from secateurs.graph.attributes_kept import remember
 from secateurs.graph.building import GroupBuilder
@@ -25,6 +26,8 @@ from secateurs.graph.tracing import Tracer
 from secateurs.graph.values import UnknownValueError
 
 __all__ = ["Cost", "Graph", "Group", "Inputs", "Locked", "Slice", "Tracer", "find_rule", "rule", "trace"]
+
+import_collectives()  # before anything of torch's needs its compiler
 
 
 @outside_inference_mode

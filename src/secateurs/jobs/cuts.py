@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.criteria import Criterion, Random, names, normalization_names
-from secateurs.criteria.consumers import unrankable
 from secateurs.criteria.protocol import resolve
 from secateurs.criteria.scoring import AnyCriterion
+from secateurs.criteria.unit_reads import unrankable
 from secateurs.errors import BudgetError, PlanError, UnknownNameError, some
 from secateurs.graph import Graph, Group
 from secateurs.jobs.settings import PruneSettings

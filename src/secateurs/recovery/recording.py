@@ -18,17 +18,17 @@ from secateurs.graph.packed import call_tensors, first_tensor, results_of, tenso
 from secateurs.graph.paths import CallPath, Signature, Signatures, numbers_along
 from secateurs.graph.running import Inputs, call_model
 from secateurs.recovery.chains import Norm, Step
-from secateurs.recovery.choices import Chooser, is_choice, is_told
+from secateurs.recovery.choices import Chooser, is_told
 from secateurs.recovery.computed import Call, Computed, Tape
 from secateurs.recovery.derived import WeightNorm
 from secateurs.recovery.living import Living, storage_of
+from secateurs.recovery.picking import Picking
 from secateurs.recovery.readers import Reader, reader_of
 from secateurs.recovery.recurrence import RECURRENT, product_with_state
 from secateurs.recovery.spelled import MULTIPLIED
 from secateurs.recovery.steps import steps_of
 from secateurs.recovery.written_out import WrittenOut
 
-_PICKING = frozenset(("__getitem__", "index_select", "gather", "take_along_dim"))
 _OUTPUT = -1  # reads what the model gives
 _NOTHING = -2  # made by no call
 
@@ -52,9 +52,9 @@ class Recorder(TorchFunctionMode):
         givers: For each module that was watched the calls that made what it gave, one for each time it ran.
             Those that ended first come first.
         calls: The signatures of all numbered calls; see `secateurs.graph.paths`.
-        origins: Of each call that picks rows of an activation, as those of an expert, the call that made it.
-        picks: Of each call that works on rows alone that a call has picked, that call.
-        choices: The calls that choose by activations, such as the experts of a token; what they give is read.
+        choices: The calls that choose by activations, such as the experts of a token; see `Picking`.
+        origins: Of each call that picks rows of an activation the call that made it; see `Picking`.
+        picks: Of each call that works on rows alone that a call has picked, that call; see `Picking`.
 
     Args:
         model: The model, in evaluation mode.
@@ -76,12 +76,11 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
         self.calls: list[Signature] = []
-        self.choices: set[int] = set()
-        self.origins: dict[int, int] = {}
-        self.picks: dict[int, int] = {}
+        self._picking, self._choose = Picking(), choose
+        self.choices, self.origins, self.picks = (
+            self._picking.choices, self._picking.origins, self._picking.picks,
+        )  # fmt: skip
         self._signatures = Signatures(model)
-        self._choose, self._by_activations = choose, set[int]()
-        self._behind_activations: set[int] = set()
         self.readers: dict[int, Reader] = {}
         self.of_states: set[int] = set()
         self.plain: list[int] = []
@@ -222,8 +221,9 @@ class Recorder(TorchFunctionMode):
         out = func(*args, **kwargs)
         out = out if self._choose is None else self._choose(number, func, args, kwargs, out)
         results = results_of(out)
-        self._note_choices(number, func, operands, makers, out, results)
-        self._note_picks(number, operands, makers)
+        depend = [self._is_data([tensor]) for tensor in operands]
+        dealt_out = bool(self._steps.units) and self._steps.is_inside
+        self._picking.note(number, func, operands, makers, depend, out, is_dealt_out=dealt_out)
         changed = [t for t, before in zip(operands, versions, strict=True) if t._version != before]
         self.living.changed(changed)
         is_constant = func is product_with_state and reader is None  # the state before the first step
@@ -257,50 +257,6 @@ class Recorder(TorchFunctionMode):
             self._tape.note(Call(func, args, kwargs, tuple(results), number), operands)
         self._note_living(number)
         return out
-
-    def _note_choices(
-        self,
-        number: int,
-        func: Any,
-        operands: list[Tensor],
-        makers: list[int],
-        out: Any,
-        results: list[Tensor],
-    ) -> None:
-        """Note which calls chose what this one is given, and whether it may be one of them.
-
-        Whole numbers choose, and so do truth values that an index is made of or Python is told; those that
-        activations are multiplied with are a part of an activation function.
-        """
-        if any(each.is_floating_point() and self._is_data([each]) for each in operands):
-            self._by_activations.add(number)
-            if is_told(func) and not results and not isinstance(out, float):
-                self.choices.add(number)
-        is_chosen = self.names[-1] == "__getitem__" or not any(map(torch.is_floating_point, results))
-        for tensor, maker in zip(operands, makers, strict=True):
-            is_index = is_choice(tensor) and (is_chosen or tensor.dtype != torch.bool)
-            if is_index and maker in self._by_activations:
-                self.choices.add(maker)
-
-    def _note_picks(self, number: int, operands: list[Tensor], makers: list[int]) -> None:
-        """Note where the rows that the call works on were picked, if all were picked in one place."""
-        if number in self._by_activations or not self._behind_activations.isdisjoint(makers):
-            self._behind_activations.add(number)
-        is_data = [self._is_data([each]) for each in operands]
-        values = [
-            maker
-            for maker, tensor, known in zip(makers, operands, is_data, strict=True)
-            if known and tensor.is_floating_point()
-        ]
-        are_chosen = any(
-            is_choice(tensor) and maker in self._behind_activations
-            for tensor, maker in zip(operands, makers, strict=True)
-        )
-        is_dealt = bool(self._steps.units) and self._steps.is_inside
-        if self.names[-1] in _PICKING and len(values) == 1 and (are_chosen or is_dealt):
-            self.origins[number], self.picks[number] = values[0], number
-        elif values and all(maker in self.picks for maker in values):
-            self.picks[number] = self.picks[values[0]]
 
     def _note_number(self) -> None:
         """Note the number that the call has where recurrent layers run as they are."""
